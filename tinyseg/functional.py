@@ -1,17 +1,108 @@
 """Operators on the tape: each function lifts one pair of `tinyseg.ops` from arrays to tensors.
 
 The arguments, shapes and errors are those of the operator of the same name; here inputs may be tensors or
-arrays, and the result is a tensor that can be differentiated.
+arrays, and the result is a tensor that can be differentiated. Labels are plain integer arrays.
+
+    from tinyseg import functional as F
+
+    y = F.relu(F.conv2d(x, w, b, padding=1))
+    loss = F.cross_entropy(logits, labels, ignore_label=255)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from tinyseg import ops
 from tinyseg.backend import Array
-from tinyseg.tape import Tensor, apply
+from tinyseg.tape import Tensor, apply, record
 
 Input = Tensor | Array
 """What an array argument may be."""
+
+# ---------------------------------------------------------------------------------------- convolution and products
+
+
+def conv2d(x: Input, w: Input, b: Input | None = None, **options: Any) -> Tensor:
+    return apply(ops.conv2d, ops.conv2d_backward, x, w, b, **options)
+
+
+def conv_transpose2d(x: Input, w: Input, b: Input | None = None, **options: Any) -> Tensor:
+    return apply(ops.conv_transpose2d, ops.conv_transpose2d_backward, x, w, b, **options)
+
+
+def linear(x: Input, w: Input, b: Input | None = None) -> Tensor:
+    return apply(ops.linear, ops.linear_backward, x, w, b)
+
+
+# -------------------------------------------------------------------------------------------- pooling and resizing
+
+
+def max_pool2d(x: Input, kernel: Any, **options: Any) -> Tensor:
+    return max_pool2d_with_index(x, kernel, **options)[0]
+
+
+def max_pool2d_with_index(x: Input, kernel: Any, **options: Any) -> tuple[Tensor, Array]:
+    """The maxima, and where each one was found: the `index` that `max_unpool2d` takes."""
+    y, cache = ops.max_pool2d(_array(x), kernel, **options)
+    return record(y, cache, ops.max_pool2d_backward, [x]), cache.index
+
+
+def max_unpool2d(x: Input, index: Array, *arguments: Any, **options: Any) -> Tensor:
+    y, cache = ops.max_unpool2d(_array(x), index, *arguments, **options)
+    return record(y, cache, ops.max_unpool2d_backward, [x])
+
+
+def avg_pool2d(x: Input, kernel: Any, **options: Any) -> Tensor:
+    return apply(ops.avg_pool2d, ops.avg_pool2d_backward, x, kernel=kernel, **options)
+
+
+def adaptive_avg_pool2d(x: Input, size: Any) -> Tensor:
+    return apply(ops.adaptive_avg_pool2d, ops.adaptive_avg_pool2d_backward, x, size=size)
+
+
+def adaptive_max_pool2d(x: Input, size: Any) -> Tensor:
+    return apply(ops.adaptive_max_pool2d, ops.adaptive_max_pool2d_backward, x, size=size)
+
+
+def global_avg_pool2d(x: Input) -> Tensor:
+    return apply(ops.global_avg_pool2d, ops.global_avg_pool2d_backward, x)
+
+
+def global_max_pool2d(x: Input) -> Tensor:
+    return apply(ops.global_max_pool2d, ops.global_max_pool2d_backward, x)
+
+
+def resize(x: Input, size: Any = None, **options: Any) -> Tensor:
+    return apply(ops.resize, ops.resize_backward, x, size=size, **options)
+
+
+def pad(x: Input, padding: Any, **options: Any) -> Tensor:
+    return apply(ops.pad, ops.pad_backward, x, padding=padding, **options)
+
+
+def crop(x: Input, *arguments: Any, **options: Any) -> Tensor:
+    y, cache = ops.crop(_array(x), *arguments, **options)
+    return record(y, cache, ops.crop_backward, [x])
+
+
+# --------------------------------------------------------------------------------------------------- normalisation
+
+
+def batch_norm(x: Input, gamma: Input, beta: Input, **options: Any) -> tuple[Tensor, Array, Array]:
+    """The result, and the mean and (biased) variance that it was normalised with: arrays (C,), not on the tape."""
+    y, cache = ops.batch_norm(_array(x), _array(gamma), _array(beta), **options)
+    return record(y, cache, ops.batch_norm_backward, [x, gamma, beta]), cache.mean, cache.var
+
+
+def group_norm(x: Input, gamma: Input, beta: Input, **options: Any) -> Tensor:
+    return apply(ops.group_norm, ops.group_norm_backward, x, gamma, beta, **options)
+
+
+def local_response_norm(x: Input, **options: Any) -> Tensor:
+    return apply(ops.local_response_norm, ops.local_response_norm_backward, x, **options)
+
+
+# ---------------------------------------------------------------------------------------------- element by element
 
 
 def relu(x: Input) -> Tensor:
@@ -20,3 +111,64 @@ def relu(x: Input) -> Tensor:
 
 def leaky_relu(x: Input, **options: Any) -> Tensor:
     return apply(ops.leaky_relu, ops.leaky_relu_backward, x, **options)
+
+
+def sigmoid(x: Input) -> Tensor:
+    return apply(ops.sigmoid, ops.sigmoid_backward, x)
+
+
+def tanh(x: Input) -> Tensor:
+    return apply(ops.tanh, ops.tanh_backward, x)
+
+
+def softmax(x: Input) -> Tensor:
+    return apply(ops.softmax, ops.softmax_backward, x)
+
+
+def log_softmax(x: Input) -> Tensor:
+    return apply(ops.log_softmax, ops.log_softmax_backward, x)
+
+
+def add(a: Input, b: Input) -> Tensor:
+    return apply(ops.add, ops.add_backward, a, b)
+
+
+def mul(a: Input, b: Input) -> Tensor:
+    return apply(ops.mul, ops.mul_backward, a, b)
+
+
+def dropout(x: Input, **options: Any) -> Tensor:
+    return apply(ops.dropout, ops.dropout_backward, x, **options)
+
+
+# --------------------------------------------------------------------------------------------- joining and cutting
+
+
+def concat(arrays: Sequence[Input], *, axis: int = -1) -> Tensor:
+    if len(arrays) == 1:
+        return arrays[0] if isinstance(arrays[0], Tensor) else Tensor(arrays[0])
+    y, cache = ops.concat([_array(x) for x in arrays], axis=axis)
+    return record(y, cache, ops.concat_backward, arrays)
+
+
+def slice(x: Input, ranges: Any) -> Tensor:
+    return apply(ops.slice, ops.slice_backward, x, ranges=ranges)
+
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def cross_entropy(logits: Input, labels: Array, **options: Any) -> Tensor:
+    return apply(ops.cross_entropy, ops.cross_entropy_backward, logits, labels=labels, **options)
+
+
+def bce_with_logits(logits: Input, targets: Array, **options: Any) -> Tensor:
+    return apply(ops.bce_with_logits, ops.bce_with_logits_backward, logits, targets=targets, **options)
+
+
+def dice(logits: Input, labels: Array, **options: Any) -> Tensor:
+    return apply(ops.dice, ops.dice_backward, logits, labels=labels, **options)
+
+
+def _array(value: Input) -> Array:
+    return value.data if isinstance(value, Tensor) else value
