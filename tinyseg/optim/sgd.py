@@ -1,0 +1,60 @@
+r"""Stochastic gradient descent with momentum.
+
+    g <- gradient + weight_decay * p
+    v <- momentum * v + g
+    p <- p - lr * v                       or, with nesterov,     p <- p - lr * (g + momentum * v)
+
+v starts at 0. These are PyTorch's formulas: the learning rate multiplies the velocity when it is used, so that a
+change of it acts at once (Caffe and the papers multiply the gradient before it enters v; with a constant
+rate both are the same). Memory: one array like the parameter.
+
+Sources: Polyak, "Some methods of speeding up the convergence of iteration methods", 1964; Sutskever, Martens,
+Dahl & Hinton, "On the importance of initialization and momentum in deep learning", ICML 2013, eq. 1 to 4.
+"""
+
+from tinyseg import backend
+from tinyseg.backend import Array, kernel, prange
+from tinyseg.optim.optimiser import Optimiser, Parameters, cast, check_range
+from tinyseg.optim.schedules import Schedule
+
+
+class SGD(Optimiser):
+    keeps = ("velocity",)
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        *,
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        schedule: Schedule | None = None,
+    ):
+        check_range("SGD", 0, 1, momentum=momentum)
+        if nesterov and momentum == 0:
+            raise ValueError("SGD: nesterov looks ahead along the momentum; set momentum to more than 0")
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, schedule=schedule)
+        self.momentum, self.nesterov = momentum, nesterov
+
+    def _update(
+        self, p: Array, g: Array, kept: list[Array], *, lr: float, weight_decay: float, count: int
+    ) -> None:
+        numbers = cast(p.dtype, lr, self.momentum, weight_decay)
+        update = backend.choose(p, numpy=_update_reference, numba=_update_kernel)
+        update(p, g, *kept, *numbers, self.nesterov)
+
+
+def _update_reference(p, g, v, lr, momentum, decay, nesterov):
+    g = g + decay * p
+    v[:] = momentum * v + g
+    p -= lr * (g + momentum * v if nesterov else v)
+
+
+@kernel
+def _update_kernel(p, g, v, lr, momentum, decay, nesterov):
+    for i in prange(p.size):
+        slope = g[i] + decay * p[i]
+        velocity = momentum * v[i] + slope
+        v[i] = velocity
+        p[i] -= lr * (slope + momentum * velocity if nesterov else velocity)
