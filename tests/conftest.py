@@ -34,3 +34,9 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}; set TINYSEG_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch on the CPU, the oracle of most operators; its tests are skipped where it is missing."""
+    return pytest.importorskip("torch", reason="PyTorch is the oracle of this test: pip install torch")

@@ -80,7 +80,10 @@ def numba_is_installed() -> bool:
 # ------------------------------------------------------------------------------------------------ Numba kernels
 
 prange = range
-"""The parallel loop of a kernel. It is Numba's `prange` once compiled, and a plain loop in plain Python."""
+"""The parallel loop of a kernel. It is Numba's `prange` once compiled, and a plain loop in plain Python.
+
+Numba's loop variable is unsigned, and unsigned with signed gives a float: write `np.int64(i)` to calculate with it.
+"""
 
 # What the compiler may do to float arithmetic: reorder sums and fuse a*b + c, so that loops vectorise. It may
 # not assume that NaN and infinity never occur (Numba's fastmath=True would): a NaN must stay visible.
