@@ -160,8 +160,8 @@ def test_agrees_with_torch(torch, pooling, seed):
     rng = np.random.default_rng(seed)
     x = rng.permutation(np.arange(float(np.prod(shape)))).reshape(shape)
     x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-    kernel, rest = options["kernel"], {name: value for name, value in options.items() if name != "kernel"}
-    y_torch = torch.nn.functional.max_pool2d(x_torch, kernel, **rest)
+    rest = {name: value for name, value in options.items() if name != "kernel"}
+    y_torch = torch.nn.functional.max_pool2d(x_torch, options["kernel"], **rest)
     y = y_torch.detach().numpy().transpose(0, 2, 3, 1)
     dy = rng.standard_normal(y.shape)
     (dx_torch,) = torch.autograd.grad(y_torch, x_torch, torch.tensor(dy.transpose(0, 3, 1, 2)))
