@@ -8,12 +8,15 @@ a tuple otherwise. Where it is a tuple, `need=(True, False, ...)` skips gradient
 stands in their place. Images are `N H W C`, convolution weights `R S C O`; float32 and float64.
 """
 
+from tinyseg.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward
 from tinyseg.ops.conv2d import conv2d, conv2d_backward
 from tinyseg.ops.conv_transpose2d import conv_transpose2d, conv_transpose2d_backward
 from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d, max_unpool2d_backward
 from tinyseg.ops.relu import leaky_relu, leaky_relu_backward, relu, relu_backward
 
 __all__ = [
+    "avg_pool2d",
+    "avg_pool2d_backward",
     "conv2d",
     "conv2d_backward",
     "conv_transpose2d",
