@@ -9,6 +9,9 @@ import pytest
 
 import tinyseg
 
+# Tests call many small kernels, often from several processes: idle threads sleep instead of spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
