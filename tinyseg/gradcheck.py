@@ -28,11 +28,12 @@ Nocedal & Wright, "Numerical Optimization", 2nd ed., Springer 2006, section 8.1 
 """
 
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tinyseg import gradcheck_report as report
 
 Array = np.ndarray
 
@@ -85,37 +86,23 @@ def check_vjp(
     >>> check_vjp(square, square_backward, np.array([1.0, -2.0, 3.0]))
     """
     rng = np.random.default_rng(seed)
-    pair = _Pair(op, op_backward, inputs, options)
-    y, cache = pair.run(nondet_tol)
-    dy = _away_from_zero(rng, y.shape)
-    gradients = pair.gradients_twice(dy, cache, nondet_tol)
-    wrong = {}
-    for i in pair.checked:
-        v = _away_from_zero(rng, pair.inputs[i].shape)
+    run = _both_passes(
+        _Pair(op, op_backward, inputs, options), rng, _Settings(seed, eps, rtol, skip_kinks, nondet_tol)
+    )
+    findings = []
+    for i in run.gradients:
+        v = _away_from_zero(rng, run.pair.inputs[i].shape)
         v /= np.linalg.norm(v)
-        step = pair.step(i, y, v, eps)
-        used_dy, g = dy, gradients[i]
-        if skip_kinks and step.kinks.any():
-            if step.kinks.all():
-                raise ValueError(
-                    f"{pair.name}: every output has a kink within eps={eps:g} of these inputs; use others"
-                )
-            used_dy = np.where(step.kinks, 0.0, dy)
-            g = pair.gradients(used_dy, cache)[i]
-        numerical = _dot(used_dy, step.derivative)
-        analytical = _dot(g, step.direction)
+        step = run.pair.step(i, run.y, v, eps)
+        dy, g = _without_kinks(run, i, step) if skip_kinks else (run.dy, run.gradients[i])
+        numerical, analytical = _dot(dy, step.derivative), _dot(g, step.direction)
         scale = np.linalg.norm(step.derivative) + np.linalg.norm(g) / np.sqrt(g.size)
-        allowed = rtol * scale + _rounding(used_dy, y, eps)
+        allowed = float(rtol * scale) + _rounding(dy, run.y, eps)
         if not abs(numerical - analytical) <= allowed:
-            left, right = "<dy, J v>", f"<{pair.gradient_names[i]}, v>"
-            wrong[i] = (
-                f"  {left:<12} = {numerical: .10g}   by finite differences of the forward pass\n"
-                f"  {right:<12} = {analytical: .10g}   by the backward pass\n"
-                f"  they differ by {abs(numerical - analytical):.2g}, where {allowed:.2g} is allowed"
-            ) + _kink_note(step.kinks, eps)
-    if wrong:
-        arguments = _Arguments(dy, cache, gradients, y, eps, rtol, skip_kinks)
-        raise GradientError(_report(pair, wrong, arguments, f"seed={seed}, eps={eps:g}, rtol={rtol:g}"))
+            elements = _compare_elements(run, i) if g.size <= EXPLAINED_SIZE else None
+            findings.append(_Finding(i, (numerical, analytical, allowed), elements, int(step.kinks.sum())))
+    if findings:
+        raise GradientError(_report(run, findings))
 
 
 def check_vjp_full(
@@ -137,14 +124,13 @@ def check_vjp_full(
     `skip_kinks` leaves out the input elements that have a kink closer than eps.
     """
     rng = np.random.default_rng(seed)
-    pair = _Pair(op, op_backward, inputs, options)
-    y, cache = pair.run(nondet_tol)
-    dy = _away_from_zero(rng, y.shape)
-    gradients = pair.gradients_twice(dy, cache, nondet_tol)
-    arguments = _Arguments(dy, cache, gradients, y, eps, rtol, skip_kinks)
-    wrong = {i: "" for i in pair.checked if _compare_elements(pair, i, arguments).wrong.any()}
-    if wrong:
-        raise GradientError(_report(pair, wrong, arguments, f"seed={seed}, eps={eps:g}, rtol={rtol:g}"))
+    run = _both_passes(
+        _Pair(op, op_backward, inputs, options), rng, _Settings(seed, eps, rtol, skip_kinks, nondet_tol)
+    )
+    compared = {i: _compare_elements(run, i) for i in run.gradients}
+    findings = [_Finding(i, None, elements, 0) for i, elements in compared.items() if elements.wrong.any()]
+    if findings:
+        raise GradientError(_report(run, findings))
 
 
 def check_adjoint(
@@ -160,7 +146,7 @@ def check_adjoint(
     No finite difference is involved, so the tolerance is that of rounding. It is the sharpest check of the
     backward pass of a linear operator, and the definition of transposed convolution.
 
-    x, y    random float64 arrays, y of the shape of linear(x). Not ones: see the top of this file.
+    x, y    random float64 arrays, y of the shape of linear(x); not ones, see the top of this file
     rtol    largest difference relative to |A x| |y| + |x| |Aᵀ y|
 
     Raises GradientError if they are not adjoint, if a shape does not fit, or if `linear` is not linear (a bias?).
@@ -170,6 +156,10 @@ def check_adjoint(
     for name, array in (("x", x), ("y", y)):
         if not isinstance(array, np.ndarray) or array.dtype != np.float64:
             raise TypeError(f"check_adjoint: {name} must be a float64 array, got {_kind(array)}")
+        if array.size > 1 and (array == array.flat[0]).all():
+            raise ValueError(
+                f"check_adjoint: all elements of {name} are equal, which hides errors; use random ones"
+            )
     ax, aty = linear(x), adjoint(y)
     for name, result, expected in (("linear(x)", ax, y), ("adjoint(y)", aty, x)):
         if not isinstance(result, np.ndarray | np.floating):
@@ -271,7 +261,7 @@ class _Pair:
             )
         return y, result[1]
 
-    def run(self, nondet_tol: float) -> tuple[Array, Any]:
+    def forward_twice(self, nondet_tol: float) -> tuple[Array, Any]:
         """The forward pass, which must leave its inputs alone and give the same result twice."""
         before = [np.copy(x) for x in self.inputs if isinstance(x, np.ndarray)]
         first = np.copy(self.forward(self.inputs)[0])
@@ -362,6 +352,45 @@ class _Pair:
         return np.array(gradient)
 
 
+class _Settings(NamedTuple):
+    """How a gradient is judged: the options of `check_vjp`."""
+
+    seed: int
+    eps: float
+    rtol: float
+    skip_kinks: bool
+    nondet_tol: float
+
+
+class _Run(NamedTuple):
+    """What both passes gave for one random upstream gradient."""
+
+    pair: _Pair
+    settings: _Settings
+    y: Array
+    cache: Any
+    dy: Array
+    gradients: dict[int, Array]  # by the input's index
+
+
+def _both_passes(pair: _Pair, rng: np.random.Generator, settings: _Settings) -> _Run:
+    y, cache = pair.forward_twice(settings.nondet_tol)
+    dy = _away_from_zero(rng, y.shape)
+    return _Run(pair, settings, y, cache, dy, pair.gradients_twice(dy, cache, settings.nondet_tol))
+
+
+def _without_kinks(run: _Run, i: int, step: _Step) -> tuple[Array, Array]:
+    """The upstream gradient with zeros for the outputs that have a kink, and the gradient of input i for it."""
+    if not step.kinks.any():
+        return run.dy, run.gradients[i]
+    if step.kinks.all():
+        raise ValueError(
+            f"{run.pair.name}: every output has a kink within eps={run.settings.eps:g} of these inputs; use others"
+        )
+    dy = np.where(step.kinks, 0.0, run.dy)
+    return dy, run.pair.gradients(dy, run.cache)[i]
+
+
 def _kinks(y_behind: Array, y: Array, y_ahead: Array, eps: float) -> Array:
     """Where the slope before x differs from the slope behind it by much more than a curvature could explain."""
     slope_ahead, slope_behind = (y_ahead - y) / eps, (y - y_behind) / eps
@@ -391,303 +420,91 @@ def _dot(a: Array, b: Array) -> float:
 # ------------------------------------------------------------------------------------------ explaining a failure
 
 
-class _Arguments(NamedTuple):
-    """One run of both passes, and how it is judged."""
+class _Finding(NamedTuple):
+    """A gradient that is wrong."""
 
-    dy: Array
-    cache: Any
-    gradients: dict[int, Array]
-    y: Array
-    eps: float
-    rtol: float
-    skip_kinks: bool
+    input: int
+    numbers: tuple[float, float, float] | None  # <dy, J v>, <g, v> and their allowed difference
+    elements: report.Elements | None  # None where the input is too large to look at every element
+    kinks: int  # number of outputs with a kink along the direction
 
 
-class _Comparison(NamedTuple):
-    """One gradient, element by element."""
-
-    expected: Array  # by finite differences
-    got: Array
-    wrong: Array  # bool
-    y_shape: tuple[int, ...]
-    suspects: dict[str, Array]  # what the gradient would be for other upstream gradients, by description
-    ignores_dy: bool
-    kinks: Array  # bool: an output has a kink near this element
-
-
-def _compare_elements(pair: _Pair, i: int, arguments: _Arguments) -> _Comparison:
-    dy, y, eps = arguments.dy, arguments.y, arguments.eps
-    got = arguments.gradients[i]
-    altered = dict(_altered_upstream(dy))
-    upstreams = np.stack([dy, *altered.values()]).reshape(1 + len(altered), -1)
-    products = np.empty((len(upstreams), got.size))  # <upstream, column of J> for each upstream and each element
+def _compare_elements(run: _Run, i: int) -> report.Elements:
+    """Finite differences for every single element of input i, for dy and for what mistakes make of dy."""
+    dy, y, eps, got = run.dy, run.y, run.settings.eps, run.gradients[i]
+    mistakes = list(report.mistakes(dy, got.ndim))
+    upstreams = np.stack([dy, *(mistake.dy for mistake in mistakes)]).reshape(1 + len(mistakes), -1)
+    products = np.empty((len(upstreams), got.size))  # <upstream, column of J>, for each upstream and each element
     allowed, kinks = np.empty(got.size), np.empty(got.size, bool)
     unit = np.zeros(got.shape)
     for k in range(got.size):
         unit.flat[k] = 1
-        step = pair.step(i, y, unit, eps)
+        step = run.pair.step(i, y, unit, eps)
         unit.flat[k] = 0
         column = step.derivative.reshape(-1) / step.direction.flat[k]
         products[:, k] = upstreams @ column
-        allowed[k] = arguments.rtol * (np.linalg.norm(column) + abs(got.flat[k])) + _rounding(dy, y, eps)
+        allowed[k] = run.settings.rtol * (np.linalg.norm(column) + abs(got.flat[k])) + _rounding(dy, y, eps)
         kinks[k] = step.kinks.any()
-    expected = products[0].reshape(got.shape)
+    expected, kinks = products[0].reshape(got.shape), kinks.reshape(got.shape)
     wrong = ~(abs(expected - got) <= allowed.reshape(got.shape))
-    if arguments.skip_kinks:
-        wrong &= ~kinks.reshape(got.shape)
-    suspects = {name: row.reshape(got.shape) for name, row in zip(altered, products[1:], strict=True)}
-    other = pair.gradients(-dy[::-1] if dy.ndim else 3 * dy, arguments.cache)[i]
+    if run.settings.skip_kinks:
+        wrong &= ~kinks
+    suspects = {
+        mistake.description: np.flip(row.reshape(got.shape), mistake.then_flip)
+        for mistake, row in zip(mistakes, products[1:], strict=True)
+    }
+    other = run.pair.gradients(-dy[::-1] if dy.ndim else 3 * dy, run.cache)[i]
     ignores_dy = bool(np.any(got)) and np.array_equal(other, got)
-    return _Comparison(expected, got, wrong, y.shape, suspects, ignores_dy, kinks.reshape(got.shape))
+    return report.Elements(expected, got, wrong, kinks, suspects, ignores_dy, y.shape)
 
 
-def _report(pair: _Pair, wrong: dict[int, str], arguments: _Arguments, settings: str) -> str:
-    names = [pair.gradient_names[i] for i in wrong]
-    right = [pair.gradient_names[i] for i in pair.checked if i not in wrong]
-    lines = [f"{pair.name}: {' and '.join(names)} {'is' if len(names) == 1 else 'are'} wrong"]
-    if right:
-        lines[0] += f", {' and '.join(right)} {'is' if len(right) == 1 else 'are'} right"
-    for i, numbers in wrong.items():
-        shape = pair.inputs[i].shape
-        lines.append(
-            f"{pair.gradient_names[i]}, the gradient of input {i} ({pair.input_names[i]}), shape {shape}:"
-        )
-        if numbers:
-            lines.append(numbers)
-        if not numbers or pair.inputs[i].size <= EXPLAINED_SIZE:
-            lines.append(_explain(_compare_elements(pair, i, arguments), arguments.eps))
-        else:
-            lines.append("  check_vjp_full, best with a smaller input, shows which elements are wrong")
-    lines.append(f"To reproduce: {settings}")
+def _report(run: _Run, findings: list[_Finding]) -> str:
+    names = run.pair.gradient_names
+    wrong = [names[finding.input] for finding in findings]
+    right = [names[i] for i in run.gradients if names[i] not in wrong]
+    lines = [f"{run.pair.name}: {_are(wrong)} wrong" + (f", {_are(right)} right" if right else "")]
+    for finding in findings:
+        i = finding.input
+        argument = f"input {i} ({run.pair.input_names[i]}), shape {run.pair.inputs[i].shape}"
+        lines.append(f"{names[i]}, the gradient of {argument}:")
+        if finding.numbers:
+            left, right_side = "<dy, J v>", f"<{names[i]}, v>"
+            numerical, analytical, allowed = finding.numbers
+            lines += [
+                f"  {left:<12} = {numerical: .10g}   by finite differences of the forward pass",
+                f"  {right_side:<12} = {analytical: .10g}   by the backward pass",
+                f"  they differ by {abs(numerical - analytical):.2g}, where {allowed:.2g} is allowed",
+            ]
+        lines += _details(finding)
+    settings = run.settings
+    lines.append(f"To reproduce: seed={settings.seed}, eps={settings.eps:g}, rtol={settings.rtol:g}")
     return "\n".join(lines)
 
 
-def _explain(c: _Comparison, eps: float) -> str:
-    if not c.wrong.any():
-        return (
-            "  every single element is within its tolerance: the error is spread thinly, or eps does not suit "
-            "this function; try another eps"
-        )
-    count = int(c.wrong.sum())
-    error = np.where(c.wrong, abs(c.expected - c.got), -1)
-    worst = np.unravel_index(int(np.argmax(error)), error.shape)
-    where = list(map(int, worst))
-    lines = [
-        f"  {count} of {c.wrong.size} elements are wrong; the worst at {where}: "
-        f"expected {c.expected[worst]:.8g}, got {c.got[worst]:.8g}"
-    ]
-    if c.wrong.ndim:
-        lines += _picture(c, worst)
-    hint = next((text for look in _HINTS if (text := look(c))), None)
-    if hint:
-        lines.append(f"  Hint: {hint}.")
-    if (c.kinks & c.wrong).any():
-        lines.append(f"  {_kink_sentence(int((c.kinks & c.wrong).sum()), 'of the wrong elements', eps)}")
-    return "\n".join(lines)
-
-
-def _picture(c: _Comparison, worst: tuple) -> list[str]:
-    """A map of the wrong elements, and the numbers round the worst one, right and wrong side by side."""
-    rows, columns = _telling_axes(c.wrong)
-    lines = []
-    if not c.wrong.all():
-        others = tuple(axis for axis in range(c.wrong.ndim) if axis not in (rows, columns))
-        share = c.wrong.mean(axis=others)
-        share = share.reshape(1, -1) if rows is None else share
-        note = f"axis {columns} runs to the right" + ("" if rows is None else f", axis {rows} downwards")
-        lines.append(f"  where (# wrong, + wrong in part, . right; {note}):")
+def _details(finding: _Finding) -> list[str]:
+    """Which elements are wrong, and a hint."""
+    elements = finding.elements
+    if elements is None:
+        lines = ["  which elements are wrong, check_vjp_full shows, best with a smaller input"]
+        kinks, of_what = finding.kinks, "outputs"
+    else:
+        lines = report.explain(elements)
+        kinks, of_what = int((elements.kinks & elements.wrong).sum()), "of the wrong elements"
+    if kinks:
         lines += [
-            "    " + "".join("#" if s == 1 else "+" if s > 0 else "." for s in row[:72]) for row in share[:24]
+            f"  Hint: {kinks} {of_what} have a kink, as relu has at 0, within eps of these inputs. There finite",
+            "  differences mean nothing: draw the inputs with `spaced`, or pass skip_kinks=True.",
         ]
-    index: list[Any] = list(worst)
-    index[columns] = slice(max(0, worst[columns] - 2), worst[columns] + 3)
-    if rows is not None:
-        index[rows] = slice(max(0, worst[rows] - 2), worst[rows] + 3)
-    shown = [str(s if isinstance(s, int | np.integer) else f"{s.start}:{s.stop}") for s in index]
-    expected, got = np.atleast_2d(c.expected[tuple(index)]), np.atleast_2d(c.got[tuple(index)])
-    width = 11 * expected.shape[1]
-    lines.append(f"  numbers near the worst one, [{', '.join(shown)}]:")
-    lines.append(f"    {'expected':<{width}}    got")
-    for left, right in zip(expected, got, strict=True):
-        lines.append(
-            "    " + "".join(f"{n:<11.4g}" for n in left) + "    " + "".join(f"{n:<11.4g}" for n in right)
-        )
-    return [line.rstrip() for line in lines]
-
-
-def _telling_axes(wrong: Array) -> tuple[int | None, int]:
-    """The two axes along which the number of wrong elements varies most; the first longest ones if none does."""
-    if wrong.ndim == 1:
-        return None, 0
-
-    def variation(axes: tuple[int, int]) -> tuple[float, int]:
-        share = wrong.mean(axis=tuple(axis for axis in range(wrong.ndim) if axis not in axes))
-        return round(float(share.var()), 12), share.size
-
-    return max(itertools.combinations(range(wrong.ndim), 2), key=variation)
-
-
-def _kink_note(kinks: Array, eps: float) -> str:
-    return f"\n  {_kink_sentence(int(kinks.sum()), 'outputs', eps)}" if kinks.any() else ""
-
-
-def _kink_sentence(count: int, what: str, eps: float) -> str:
-    return (
-        f"{count} {what} have a kink (as relu at 0) within eps={eps:g}, where finite differences mean nothing: "
-        "draw the inputs with `spaced`, or pass skip_kinks=True"
-    )
-
-
-# ------------------------------------------------------------------------------------- what the mistake looks like
-
-
-def _altered_upstream(dy: Array) -> Iterator[tuple[str, Array]]:
-    """Upstream gradients that a mistaken backward pass may have used in place of dy, with a description."""
-    yield "it is the right gradient for dy = 1: dy is not used, multiply by it", np.ones_like(dy)
-    if dy.size > 1:
-        yield "it is the right gradient for a constant dy: the mean of dy was used", np.full_like(dy, dy.mean())
-        yield "it is the right gradient for a constant dy: the sum of dy was used", np.full_like(dy, dy.sum())
-    for axis in range(dy.ndim):
-        if dy.shape[axis] > 1:
-            yield f"dy was read backwards along its axis {axis}", np.flip(dy, axis)
-    for a, b in itertools.combinations(range(dy.ndim), 2):
-        if dy.shape[a] == dy.shape[b] > 1:
-            yield f"axes {a} and {b} of dy are swapped", np.swapaxes(dy, a, b)
-    if dy.ndim > 1 and dy.shape[0] > 1:
-        for n in {0, dy.shape[0] - 1}:
-            alone = np.zeros_like(dy)
-            alone[n] = dy[n]
-            yield f"it is what example {n} contributes: sum over the batch (axis 0 of y)", alone
-
-
-def _hint_zero(c: _Comparison) -> str | None:
-    return None if c.got.any() else "the gradient is zero everywhere"
-
-
-def _hint_upstream(c: _Comparison) -> str | None:
-    for text, gradient in c.suspects.items():
-        if gradient.any() and _same(c.got, gradient):
-            return text
-    return "the gradient does not depend on dy" if c.ignores_dy else None
-
-
-def _hint_scaled(c: _Comparison) -> str | None:
-    factor = _dot(c.got, c.expected) / max(_dot(c.expected, c.expected), 1e-300)
-    if not _same(c.got, factor * c.expected):
-        return None
-    if abs(factor + 1) < 1e-5:
-        return "the sign is wrong everywhere"
-    text = f"the gradient is {factor:.6g} times the right one everywhere"
-    for n, meaning in _counts(c):
-        if n > 1 and (abs(factor - n) < 1e-5 * n or abs(factor * n - 1) < 1e-5):
-            return text + (f" (1/{n}" if factor < 1 else f" ({n}") + f", and {n} is {meaning}): a mean for a sum?"
-    return text
-
-
-def _counts(c: _Comparison) -> Iterator[tuple[int, str]]:
-    for name, shape in (("y", c.y_shape), ("the input", c.got.shape)):
-        yield int(np.prod(shape)), f"the number of elements of {name}"
-        yield int(np.prod(shape[:-1])), f"the number of elements of {name} in one channel (last axis)"
-        for axis, length in enumerate(shape):
-            yield length, f"the length of axis {axis} of {name}"
-
-
-def _hint_flipped(c: _Comparison) -> str | None:
-    for count in range(1, c.got.ndim + 1):
-        for axes in itertools.combinations(range(c.got.ndim), count):
-            if _same(c.got, np.flip(c.expected, axes)):
-                return f"the gradient would be right if it were flipped along {_axes(axes)}; is a kernel reversed?"
-    return None
-
-
-def _hint_transposed(c: _Comparison) -> str | None:
-    for order in itertools.permutations(range(c.got.ndim)):
-        swapped = np.transpose(c.expected, order)
-        if order != tuple(range(c.got.ndim)) and swapped.shape == c.got.shape and _same(c.got, swapped):
-            moved = tuple(axis for axis in order if order[axis] != axis)
-            return f"the gradient would be right with {_axes(moved)} swapped"
-    return None
-
-
-def _hint_shifted(c: _Comparison) -> str | None:
-    for axis, length in enumerate(c.got.shape):
-        for shift in (1, -1, 2, -2):
-            if length - abs(shift) < 2:
-                continue
-            here = [slice(None)] * c.got.ndim
-            there = list(here)
-            here[axis] = slice(shift, None) if shift > 0 else slice(None, shift)
-            there[axis] = slice(None, -shift) if shift > 0 else slice(-shift, None)
-            if c.expected[tuple(there)].any() and _same(c.got[tuple(here)], c.expected[tuple(there)]):
-                return f"the gradient lies {abs(shift)} too {'far' if shift > 0 else 'near'} along axis {axis}"
-    return None
-
-
-def _hint_border(c: _Comparison) -> str | None:
-    """The wrong elements are exactly on the border of two or one of the axes, and there is an inside."""
-    for count in (2, 1):
-        for axes in itertools.combinations(range(c.got.ndim), count):
-            border = np.zeros(c.got.shape, bool)
-            for axis in axes:
-                ends = [slice(None)] * c.got.ndim
-                for end in (0, -1):
-                    ends[axis] = end  # type: ignore[call-overload]
-                    border[tuple(ends)] = True
-            if min(c.got.shape[axis] for axis in axes) > 2 and not (c.wrong & ~border).any():
-                return f"only elements at the border of {_axes(axes)} are wrong; look at the padding" + _ratio(c)
-    return None
-
-
-def _hint_mean_missing(c: _Comparison) -> str | None:
-    """The error is constant along some axes, as where a mean over them was left out (softmax, normalisation)."""
-    error = c.got - c.expected
-    for count in range(c.got.ndim, 0, -1):
-        for axes in itertools.combinations(range(c.got.ndim), count):
-            mean = error.mean(axis=axes, keepdims=True)
-            if np.prod([c.got.shape[axis] for axis in axes]) > 2 and _same(
-                error, np.broadcast_to(mean, error.shape)
-            ):
-                return f"the error is the same number all along {_axes(axes)}: a sum or mean over them is missing"
-    return None
-
-
-def _hint_ratio(c: _Comparison) -> str | None:
-    return _ratio(c).removeprefix(": ") or None
-
-
-def _ratio(c: _Comparison) -> str:
-    """If the wrong elements are all the same multiple of the right ones: which."""
-    got, expected = c.got[c.wrong], c.expected[c.wrong]
-    if not got.any():
-        return ": the wrong elements are all zero"
-    factor = _dot(got, expected) / max(_dot(expected, expected), 1e-300)
-    if got.size > 1 and _same(got, factor * expected):
-        return f": the wrong elements are {factor:.6g} times the right ones"
-    return ""
-
-
-_HINTS = (
-    _hint_zero,
-    _hint_scaled,
-    _hint_upstream,
-    _hint_flipped,
-    _hint_transposed,
-    _hint_border,
-    _hint_shifted,
-    _hint_mean_missing,
-    _hint_ratio,
-)
-
-
-def _same(a: Array, b: Array) -> bool:
-    return bool(np.max(abs(a - b)) <= 1e-6 * np.max(abs(b)))
+    elif elements is not None and elements.wrong.any() and (hint := report.hint(elements)):
+        lines.append(f"  Hint: {hint}.")
+    return lines
 
 
 # ---------------------------------------------------------------------------------------------------------- words
 
 
-def _axes(axes: Sequence[int]) -> str:
-    return f"axis {axes[0]}" if len(axes) == 1 else "axes " + " and ".join(map(str, axes))
+def _are(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _kind(value: Any) -> str:
@@ -714,7 +531,8 @@ def _shape_hint(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
         return "; a reshape is missing"
     if len(got) == len(expected) and all(g in (e, 1) or e == 1 for g, e in zip(got, expected, strict=True)):
         axes = [axis for axis, (g, e) in enumerate(zip(got, expected, strict=True)) if g != e]
-        return f"; where a forward pass broadcasts along {_axes(axes)}, its backward pass sums, and the reverse"
+        where = report.axes_in_words(axes)
+        return f"; where a forward pass broadcasts along {where}, its backward pass sums, and the reverse"
     return ""
 
 
