@@ -8,6 +8,16 @@ a tuple otherwise. Where it is a tuple, `need=(True, False, ...)` skips gradient
 stands in their place. Images are `N H W C`, convolution weights `R S C O`; float32 and float64.
 """
 
+from tinyseg.ops.adaptive_pool2d import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    adaptive_max_pool2d,
+    adaptive_max_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+    global_max_pool2d,
+    global_max_pool2d_backward,
+)
 from tinyseg.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward
 from tinyseg.ops.conv2d import conv2d, conv2d_backward
 from tinyseg.ops.conv_transpose2d import conv_transpose2d, conv_transpose2d_backward
@@ -15,12 +25,20 @@ from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d
 from tinyseg.ops.relu import leaky_relu, leaky_relu_backward, relu, relu_backward
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_backward",
     "avg_pool2d",
     "avg_pool2d_backward",
     "conv2d",
     "conv2d_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
+    "global_max_pool2d",
+    "global_max_pool2d_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "max_pool2d",
