@@ -12,6 +12,8 @@ arrays, and the result is a tensor that can be differentiated. Labels are plain 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tinyseg import ops
 from tinyseg.backend import Array
 from tinyseg.tape import Tensor, apply, record
@@ -129,12 +131,14 @@ def log_softmax(x: Input) -> Tensor:
     return apply(ops.log_softmax, ops.log_softmax_backward, x)
 
 
-def add(a: Input, b: Input) -> Tensor:
-    return apply(ops.add, ops.add_backward, a, b)
+def add(a: Input, b: Input | float) -> Tensor:
+    """a + b. A plain number takes the type of a."""
+    return apply(ops.add, ops.add_backward, a, _number(b, like=a))
 
 
-def mul(a: Input, b: Input) -> Tensor:
-    return apply(ops.mul, ops.mul_backward, a, b)
+def mul(a: Input, b: Input | float) -> Tensor:
+    """a * b. A plain number takes the type of a: `mul(auxiliary_loss, 0.4)`."""
+    return apply(ops.mul, ops.mul_backward, a, _number(b, like=a))
 
 
 def dropout(x: Input, **options: Any) -> Tensor:
@@ -172,3 +176,7 @@ def dice(logits: Input, labels: Array, **options: Any) -> Tensor:
 
 def _array(value: Input) -> Array:
     return value.data if isinstance(value, Tensor) else value
+
+
+def _number(value: Input | float, *, like: Input) -> Input:
+    return np.asarray(value, _array(like).dtype) if isinstance(value, int | float) else value

@@ -18,33 +18,60 @@ from tinyseg.ops.adaptive_pool2d import (
     global_max_pool2d,
     global_max_pool2d_backward,
 )
+from tinyseg.ops.arithmetic import add, add_backward, mul, mul_backward
 from tinyseg.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward
+from tinyseg.ops.batch_norm import batch_norm, batch_norm_backward
+from tinyseg.ops.concat import concat, concat_backward, slice, slice_backward
 from tinyseg.ops.conv2d import conv2d, conv2d_backward
 from tinyseg.ops.conv_transpose2d import conv_transpose2d, conv_transpose2d_backward
+from tinyseg.ops.dropout import dropout, dropout_backward
+from tinyseg.ops.group_norm import group_norm, group_norm_backward
+from tinyseg.ops.linear import linear, linear_backward
 from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d, max_unpool2d_backward
 from tinyseg.ops.relu import leaky_relu, leaky_relu_backward, relu, relu_backward
+from tinyseg.ops.sigmoid import sigmoid, sigmoid_backward, tanh, tanh_backward
 
 __all__ = [
     "adaptive_avg_pool2d",
     "adaptive_avg_pool2d_backward",
     "adaptive_max_pool2d",
     "adaptive_max_pool2d_backward",
+    "add",
+    "add_backward",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "concat",
+    "concat_backward",
     "conv2d",
     "conv2d_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
+    "dropout",
+    "dropout_backward",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
     "global_max_pool2d",
     "global_max_pool2d_backward",
+    "group_norm",
+    "group_norm_backward",
     "leaky_relu",
     "leaky_relu_backward",
+    "linear",
+    "linear_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "max_unpool2d",
     "max_unpool2d_backward",
+    "mul",
+    "mul_backward",
     "relu",
     "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "slice",
+    "slice_backward",
+    "tanh",
+    "tanh_backward",
 ]

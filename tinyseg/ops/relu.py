@@ -60,14 +60,14 @@ def _backward_kernel(dy, y, slope, dx):
 
 
 def _forward_numba(x: Array, slope: float) -> Array:
-    x = np.ascontiguousarray(x)
+    x = np.asarray(x, order="C")
     y = np.empty_like(x)
     _forward_kernel(x.reshape(-1), x.dtype.type(slope), y.reshape(-1))
     return y
 
 
 def _backward_numba(dy: Array, y: Array, slope: float) -> Array:
-    dy = np.ascontiguousarray(dy)
+    dy = np.asarray(dy, order="C")
     dx = np.empty_like(dy)
     _backward_kernel(dy.reshape(-1), np.ascontiguousarray(y).reshape(-1), dy.dtype.type(slope), dx.reshape(-1))
     return dx

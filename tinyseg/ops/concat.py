@@ -1,0 +1,122 @@
+r"""Joining arrays along an axis, and cutting ranges out of one.
+
+    concat    y[.., o_k + c, ..] = x_k[.., c, ..],    o_k = the lengths of x_0 .. x_{k-1}, added up
+    slice     y[i, j, ..] = x[start_0 + i, start_1 + j, ..]
+
+Backward. Each output element copies one input element, so each gradient goes back to where its element came
+from: concat's gradients are slices of dy, and slice's gradient is dy in an array of zeros.
+
+    dx_k[.., c, ..] = dy[.., o_k + c, ..]              dx[start_0 + i, start_1 + j, ..] = dy[i, j, ..],  else 0
+
+Both only move memory: 8 bytes of traffic per float32 element, one way and back. There is no kernel to write.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyseg.backend import Array
+from tinyseg.ops import checks
+
+Range = tuple[int | None, int | None]
+
+
+class ConcatCache(NamedTuple):
+    shapes: tuple[tuple[int, ...], ...]
+    axis: int  # 0 or more
+    dtype: np.dtype
+
+
+class SliceCache(NamedTuple):
+    shape: tuple[int, ...]  # of x
+    dtype: np.dtype
+    starts: tuple[int, ...]  # one for each axis
+    stops: tuple[int, ...]
+
+
+# ------------------------------------------------------------------------------------------------------- concat
+
+
+def concat(arrays: Sequence[Array], *, axis: int = -1) -> tuple[Array, ConcatCache]:
+    """Join arrays along an axis, by default the channels. All other axes must have equal lengths.
+
+    >>> concat([np.array([[1.0], [2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])])[0]
+    array([[1., 3., 4.],
+           [2., 5., 6.]])
+    """
+    arrays = list(arrays)
+    if not arrays:
+        raise ValueError("concat: there are no arrays to join; pass a list of at least one")
+    checks.floating("concat", **{f"arrays[{k}]": x for k, x in enumerate(arrays)})
+    axis = _axis("concat", axis, arrays[0])
+    for k, x in enumerate(arrays):
+        expected = arrays[0].shape[:axis] + x.shape[axis : axis + 1] + arrays[0].shape[axis + 1 :]
+        why = f"that of arrays[0] but for axis {axis}, along which they are joined; crop or pad the larger"
+        checks.shape("concat", f"arrays[{k}]", x, expected, why)
+    y = np.concatenate(arrays, axis)
+    return y, ConcatCache(tuple(x.shape for x in arrays), axis, y.dtype)
+
+
+def concat_backward(
+    dy: Array, cache: ConcatCache, *, need: Sequence[bool] | None = None
+) -> tuple[Array | None, ...]:
+    """The gradients, one for each array that was joined; None for one that is not needed."""
+    shapes, axis, dtype = cache
+    length = sum(shape[axis] for shape in shapes)
+    checks.upstream("concat_backward", dy, shapes[0][:axis] + (length,) + shapes[0][axis + 1 :], dtype)
+    need = need or [True] * len(shapes)
+    gradients, start = [], 0
+    for shape, wanted in zip(shapes, need, strict=True):
+        part = (np.s_[:],) * axis + (np.s_[start : start + shape[axis]],)
+        gradients.append(np.ascontiguousarray(dy[part]) if wanted else None)
+        start += shape[axis]
+    return tuple(gradients)
+
+
+# -------------------------------------------------------------------------------------------------------- slice
+
+
+def slice(x: Array, ranges: Mapping[int, Range]) -> tuple[Array, SliceCache]:
+    """Cut out ranges: {axis: (start, stop)}. Axes that are not named stay whole.
+
+    As in Python, negative numbers count from the end of the axis, and None stands for its beginning or end; but
+    a range that leaves the axis, or is empty, is an error.
+
+    >>> slice(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), {0: (1, None), -1: (0, -1)})[0]
+    array([[4., 5.]])
+    """
+    checks.floating("slice", x=x)
+    starts, stops = [0] * x.ndim, list(x.shape)
+    for name, (start, stop) in ranges.items():
+        axis = _axis("slice", name, x)
+        length = x.shape[axis]
+        first = 0 if start is None else start + (length if start < 0 else 0)
+        last = length if stop is None else stop + (length if stop < 0 else 0)
+        if not 0 <= first < last <= length:
+            raise ValueError(
+                f"slice: the range ({start}, {stop}) of axis {name} must keep at least one of its {length} "
+                f"elements and stay inside; x has shape {x.shape}"
+            )
+        starts[axis], stops[axis] = first, last
+    cache = SliceCache(x.shape, x.dtype, tuple(starts), tuple(stops))
+    return np.ascontiguousarray(x[_part(cache)]), cache
+
+
+def slice_backward(dy: Array, cache: SliceCache) -> Array:
+    """The gradient with respect to `x`: dy, with zeros around it."""
+    shape = tuple(stop - start for start, stop in zip(cache.starts, cache.stops, strict=True))
+    checks.upstream("slice_backward", dy, shape, cache.dtype)
+    dx = np.zeros_like(dy, shape=cache.shape)
+    dx[_part(cache)] = dy
+    return dx
+
+
+def _part(cache: SliceCache) -> tuple:
+    return tuple(np.s_[start:stop] for start, stop in zip(cache.starts, cache.stops, strict=True))
+
+
+def _axis(operator: str, axis: int, x: Array) -> int:
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"{operator}: there is no axis {axis}, the arrays have {x.ndim} axes, shape {x.shape}")
+    return axis % x.ndim
