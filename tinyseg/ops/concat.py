@@ -51,7 +51,8 @@ def concat(arrays: Sequence[Array], *, axis: int = -1) -> tuple[Array, ConcatCac
     checks.floating("concat", **{f"arrays[{k}]": x for k, x in enumerate(arrays)})
     axis = _axis("concat", axis, arrays[0])
     for k, x in enumerate(arrays):
-        expected = arrays[0].shape[:axis] + x.shape[axis : axis + 1] + arrays[0].shape[axis + 1 :]
+        expected = list(arrays[0].shape)
+        expected[axis] = x.shape[axis] if axis < x.ndim else 1
         why = f"that of arrays[0] but for axis {axis}, along which they are joined; crop or pad the larger"
         checks.shape("concat", f"arrays[{k}]", x, expected, why)
     y = np.concatenate(arrays, axis)
