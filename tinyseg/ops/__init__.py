@@ -30,6 +30,7 @@ from tinyseg.ops.linear import linear, linear_backward
 from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d, max_unpool2d_backward
 from tinyseg.ops.relu import leaky_relu, leaky_relu_backward, relu, relu_backward
 from tinyseg.ops.sigmoid import sigmoid, sigmoid_backward, tanh, tanh_backward
+from tinyseg.ops.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -60,6 +61,8 @@ __all__ = [
     "leaky_relu_backward",
     "linear",
     "linear_backward",
+    "log_softmax",
+    "log_softmax_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "max_unpool2d",
@@ -72,6 +75,8 @@ __all__ = [
     "sigmoid_backward",
     "slice",
     "slice_backward",
+    "softmax",
+    "softmax_backward",
     "tanh",
     "tanh_backward",
 ]
