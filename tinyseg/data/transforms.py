@@ -265,37 +265,32 @@ def _moved(
     from scipy import ndimage
 
     place = np.stack(np.broadcast_arrays(rows, columns)).astype(np.float32)
-    mode = "mirror" if _mirrored(border, ignore_label) else "constant"
+    outside = np.zeros(place.shape[1:], bool)
+    for coordinate, size in zip(place, sample.image.shape[:2], strict=True):  # views
+        if _mirrored(border, ignore_label):
+            period = max(2 * (size - 1), 1)
+            coordinate[...] = np.abs((coordinate + size - 1) % period - (size - 1)) if size > 1 else 0
+        else:
+            outside |= (coordinate < -0.5) | (coordinate > size - 0.5)
+            np.clip(coordinate, 0, size - 1, out=coordinate)
 
-    def at(array: np.ndarray, order: int, value: float) -> np.ndarray:
-        return ndimage.map_coordinates(array, place, order=order, mode=mode, cval=value, prefilter=False)
+    def interpolated(array: np.ndarray, value: float) -> np.ndarray:
+        result = ndimage.map_coordinates(array, place, order=1, mode="nearest", prefilter=False)
+        result[outside] = value
+        return result
 
     image, mask, weights, name = sample
     image = as_float(image)
     values = per_channel("fill", fill, image.shape[2])
-    image = np.stack([at(image[:, :, c], 1, values[c]) for c in range(image.shape[2])], axis=2)
+    image = np.stack([interpolated(image[:, :, c], values[c]) for c in range(image.shape[2])], axis=2)
     if mask is not None:
-        mask = _read_nearest(mask, place, mode, ignore_label)
+        row, column = np.rint(place).astype(np.intp)  # the nearest pixel: no label is interpolated
+        mask = _holding(mask, ignore_label)[row, column]
+        if outside.any():
+            mask[outside] = ignore_label
     if weights is not None:
-        weights = at(weights, 1, 0.0)
+        weights = interpolated(weights, 0.0)
     return Sample(image, mask, weights, name)
-
-
-def _read_nearest(mask: np.ndarray, place: np.ndarray, mode: str, ignore_label: int | None) -> np.ndarray:
-    """The labels nearest to the places, by integer indexing: no label passes through floating point."""
-    index = np.rint(place).astype(np.int64)
-    outside = np.zeros(index.shape[1:], bool)
-    for axis, size in enumerate(mask.shape):
-        if mode == "mirror":
-            period = max(2 * size - 2, 1)
-            index[axis] = np.abs((index[axis] + size - 1) % period - (size - 1)) if size > 1 else 0
-        else:
-            outside |= (index[axis] < 0) | (index[axis] >= size)
-            index[axis] = index[axis].clip(0, size - 1)
-    labels = _holding(mask, ignore_label)[index[0], index[1]]
-    if outside.any():
-        labels[outside] = ignore_label
-    return labels
 
 
 # ----------------------------------------------------------------------------------------------- changes colours
