@@ -29,6 +29,7 @@ from tinyseg.ops.group_norm import group_norm, group_norm_backward
 from tinyseg.ops.linear import linear, linear_backward
 from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d, max_unpool2d_backward
 from tinyseg.ops.relu import leaky_relu, leaky_relu_backward, relu, relu_backward
+from tinyseg.ops.resize import resize, resize_backward
 from tinyseg.ops.sigmoid import sigmoid, sigmoid_backward, tanh, tanh_backward
 from tinyseg.ops.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 
@@ -71,6 +72,8 @@ __all__ = [
     "mul_backward",
     "relu",
     "relu_backward",
+    "resize",
+    "resize_backward",
     "sigmoid",
     "sigmoid_backward",
     "slice",
