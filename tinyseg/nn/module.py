@@ -141,7 +141,7 @@ class Module:
                 f"other settings; {len(problems)} of its names do not fit:\n  " + "\n  ".join(problems)
             )
         for name, value in own.items():
-            value.data = np.array(state[name], dtype=value.data.dtype)
+            value.data = np.array(state[name], dtype=value.data.dtype, order="C")
 
     def astype(self, dtype: Any) -> "Module":
         """Convert floating-point parameters and buffers, for instance to float64 for a gradient check."""
