@@ -82,7 +82,7 @@ def numba_is_installed() -> bool:
 prange = range
 """The parallel loop of a kernel. It is Numba's `prange` once compiled, and a plain loop in plain Python.
 
-Numba's loop variable is unsigned, and unsigned with signed gives a float: write `np.int64(i)` to calculate with it.
+Numba's loop variable is unsigned, and unsigned with signed makes a float: calculate with `np.int64(i)`.
 """
 
 # What the compiler may do to float arithmetic: reorder sums and fuse a*b + c, so that loops vectorise. It may
@@ -90,13 +90,16 @@ Numba's loop variable is unsigned, and unsigned with signed gives a float: write
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
-def kernel(function: Callable) -> "Kernel":
+def kernel(function: Callable | None = None, *, inline: bool = False) -> Any:
     """Mark a plain loop nest as a Numba kernel: compiled at its first call, and cached on disk.
 
     The loop over `prange` runs on all threads. A kernel may call other kernels of the same file (and only of
     the same file: Numba's cache is renewed when the kernel's own file changes, not when another one does).
+    With `inline` its text is put into the kernels that call it, for a small piece of an innermost loop.
     """
-    return Kernel(function)
+    if function is None:
+        return functools.partial(kernel, inline=inline)
+    return Kernel(function, inline)
 
 
 class Kernel:
@@ -106,8 +109,9 @@ class Kernel:
     handed the file's own names: `prange`, and the other kernels, stand for their compiled selves.
     """
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable, inline: bool):
         self.function = function
+        self.inline = inline
         functools.update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -122,8 +126,14 @@ class Kernel:
                 names[name] = names[name].compiled
         names["prange"] = numba.prange
         function = types.FunctionType(self.function.__code__, names, self.function.__name__)
-        parallel = "prange" in self.function.__code__.co_names
-        return numba.njit(function, parallel=parallel, cache=True, fastmath=FASTMATH, error_model="numpy")
+        return numba.njit(
+            function,
+            parallel="prange" in self.function.__code__.co_names,
+            inline="always" if self.inline else "never",
+            cache=True,
+            fastmath=FASTMATH,
+            error_model="numpy",
+        )
 
 
 @functools.cache

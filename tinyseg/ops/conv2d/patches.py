@@ -32,14 +32,8 @@ BLOCK = 128  # pixels of a patch matrix: BLAS is near its full speed, the patche
 
 
 def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    out_channels = w.shape[-1]
-    y = np.empty((len(x), *window.out, out_channels), x.dtype)
-    rows, columns = (
-        np.arange(kernel) * dilation - before
-        for kernel, dilation, before in zip(
-            window.kernel, window.dilation, (window.padding.top, window.padding.left), strict=True
-        )
-    )
+    y = np.empty((len(x), *window.out, w.shape[-1]), x.dtype)
+    rows, columns = _tap_offsets(window)
     matrices = _group_matrices(w, groups)
     _gather_product(
         np.ascontiguousarray(x), rows, columns, window.stride, matrices, _bias(b, y), y, (0, 0), (1, 1)
@@ -72,10 +66,15 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     elements = taps * x.shape[-1] * out_group
     parts = min(16, len(dy) * window.out[0], max(2, 2**23 // elements))
     partial = np.zeros((parts, groups, taps * in_group, out_group), x.dtype)
-    origin = (-window.padding.top, -window.padding.left)
-    _patch_products(x, origin, window.kernel, window.stride, window.dilation, dy, partial)
+    _patch_products(x, *_tap_offsets(window), window.stride, dy, partial)
     dw = partial.sum(axis=0)  # G (R S C/G) O/G
     return np.ascontiguousarray(dw.transpose(1, 0, 2)).reshape(*window.kernel, in_group, -1)
+
+
+def _tap_offsets(window: Window) -> tuple[Array, Array]:
+    """Where the taps r and s lie in the input, for output row and column 0."""
+    r, s = (np.arange(taps) * dilation for taps, dilation in zip(window.kernel, window.dilation, strict=True))
+    return r - window.padding.top, s - window.padding.left
 
 
 def _taps_of_phase(phase: int, before: int, window: Window, axis: int) -> tuple[Array, Array]:
@@ -104,14 +103,12 @@ def _gather_product(src, rows, columns, step, matrices, bias, out, start, stride
 
     src: N H W (G K), out: N H' W' (G L), matrices: G (taps K) L; rows, columns: the offsets of the taps.
     """
-    images, height, width, _ = src.shape
     groups, length, out_group = matrices.shape
-    in_group = src.shape[3] // groups
     grid_rows = (out.shape[1] - start[0] + stride[0] - 1) // stride[0]
     grid_columns = (out.shape[2] - start[1] + stride[1] - 1) // stride[1]
-    pixels = images * grid_rows * grid_columns
+    pixels = src.shape[0] * grid_rows * grid_columns
     for block in prange((pixels + BLOCK - 1) // BLOCK):
-        first = block * BLOCK
+        first = np.int64(block) * BLOCK
         count = min(BLOCK, pixels - first)
         patches = np.empty((count, length), src.dtype)
         products = np.empty((count, out_group), src.dtype)
@@ -119,18 +116,7 @@ def _gather_product(src, rows, columns, step, matrices, bias, out, start, stride
             for m in range(count):
                 n, pixel = divmod(first + m, grid_rows * grid_columns)
                 i, j = divmod(pixel, grid_columns)
-                k = 0
-                for row in rows:
-                    h = i * step[0] + row
-                    for column in columns:
-                        v = j * step[1] + column
-                        if 0 <= h < height and 0 <= v < width:
-                            for c in range(in_group):
-                                patches[m, k + c] = src[n, h, v, g * in_group + c]
-                        else:
-                            for c in range(in_group):
-                                patches[m, k + c] = 0
-                        k += in_group
+                _copy_patch(src, groups, g, n, i * step[0], j * step[1], rows, columns, patches, m)
             np.dot(patches, matrices[g], products)
             for m in range(count):
                 n, pixel = divmod(first + m, grid_rows * grid_columns)
@@ -142,40 +128,46 @@ def _gather_product(src, rows, columns, step, matrices, bias, out, start, stride
 
 
 @kernel
-def _patch_products(x, origin, kernel_size, stride, dilation, dy, partial):
-    """partial[part, g] += patches^T @ dy over the output rows of each part, one block of pixels at a time."""
-    _, height, width, _ = x.shape
+def _patch_products(src, rows, columns, step, dy, partial):
+    """partial[part, g] += patches^T @ dy over the output pixels of each part, one block of them at a time.
+
+    src: N H W (G K), dy: N P Q (G L), partial: parts G (taps K) L.
+    """
     images, out_height, out_width, _ = dy.shape
     parts, groups, length, out_group = partial.shape
-    in_group = x.shape[3] // groups
     pixels = images * out_height * out_width
     blocks = (pixels + BLOCK - 1) // BLOCK
     for part in prange(parts):
-        product = np.empty((length, out_group), x.dtype)
+        patches = np.empty((BLOCK, length), src.dtype)
+        gradients = np.empty((BLOCK, out_group), src.dtype)
+        product = np.empty((length, out_group), src.dtype)
         for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-            first = block * BLOCK
+            first = np.int64(block) * BLOCK
             count = min(BLOCK, pixels - first)
-            patches = np.empty((count, length), x.dtype)
-            gradients = np.empty((count, out_group), x.dtype)
             for g in range(groups):
                 for m in range(count):
                     n, pixel = divmod(first + m, out_height * out_width)
                     p, q = divmod(pixel, out_width)
-                    for o in range(out_group):
-                        gradients[m, o] = dy[n, p, q, g * out_group + o]
-                    k = 0
-                    for r in range(kernel_size[0]):
-                        h = origin[0] + p * stride[0] + r * dilation[0]
-                        for s in range(kernel_size[1]):
-                            v = origin[1] + q * stride[1] + s * dilation[1]
-                            if 0 <= h < height and 0 <= v < width:
-                                for c in range(in_group):
-                                    patches[m, k + c] = x[n, h, v, g * in_group + c]
-                            else:
-                                for c in range(in_group):
-                                    patches[m, k + c] = 0
-                            k += in_group
-                np.dot(patches.T, gradients, product)
+                    _copy_patch(src, groups, g, n, p * step[0], q * step[1], rows, columns, patches, m)
+                    gradients[m] = dy[n, p, q, g * out_group : (g + 1) * out_group]
+                np.dot(patches[:count].T, gradients[:count], product)
                 for k in range(length):
                     for o in range(out_group):
                         partial[part, g, k, o] += product[k, o]
+
+
+@kernel(inline=True)
+def _copy_patch(src, groups, g, n, top, left, rows, columns, patches, m):
+    """patches[m] = what the taps see in group g of image n when tap (0, 0) lies at (top, left); 0 outside."""
+    _, height, width, channels = src.shape
+    in_group = channels // groups
+    k = 0
+    for row in rows:
+        h = top + row
+        for column in columns:
+            v = left + column
+            if 0 <= h < height and 0 <= v < width:
+                patches[m, k : k + in_group] = src[n, h, v, g * in_group : (g + 1) * in_group]
+            else:
+                patches[m, k : k + in_group] = 0
+            k += in_group
