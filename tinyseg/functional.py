@@ -49,9 +49,8 @@ def max_pool2d_with_index(x: Input, kernel: Any, **options: Any) -> tuple[Tensor
     return record(y, cache, ops.max_pool2d_backward, [x]), cache.index
 
 
-def max_unpool2d(x: Input, index: Array, *arguments: Any, **options: Any) -> Tensor:
-    y, cache = ops.max_unpool2d(_array(x), index, *arguments, **options)
-    return record(y, cache, ops.max_unpool2d_backward, [x])
+def max_unpool2d(x: Input, index: Array, kernel: Any, **options: Any) -> Tensor:
+    return apply(ops.max_unpool2d, ops.max_unpool2d_backward, x, index=index, kernel=kernel, **options)
 
 
 def avg_pool2d(x: Input, kernel: Any, **options: Any) -> Tensor:
@@ -82,9 +81,8 @@ def pad(x: Input, padding: Any, **options: Any) -> Tensor:
     return apply(ops.pad, ops.pad_backward, x, padding=padding, **options)
 
 
-def crop(x: Input, *arguments: Any, **options: Any) -> Tensor:
-    y, cache = ops.crop(_array(x), *arguments, **options)
-    return record(y, cache, ops.crop_backward, [x])
+def crop(x: Input, sides: Any = None, **options: Any) -> Tensor:
+    return apply(ops.crop, ops.crop_backward, x, sides=sides, **options)
 
 
 # --------------------------------------------------------------------------------------------------- normalisation

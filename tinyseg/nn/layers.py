@@ -325,7 +325,7 @@ class Resize(Module):
 
     def __init__(self, scale: float | tuple[float, float], *, mode: str = "bilinear", align_corners: bool = False):
         self.scale = scale
-        self.options = {"mode": mode} | ({"align_corners": align_corners} if mode == "bilinear" else {})
+        self.options = {"mode": mode, "align_corners": align_corners}
 
     def forward(self, x: Input) -> Tensor:
         return functional.resize(x, scale=self.scale, **self.options)
