@@ -28,6 +28,7 @@ from tinyseg.ops.dropout import dropout, dropout_backward
 from tinyseg.ops.group_norm import group_norm, group_norm_backward
 from tinyseg.ops.linear import linear, linear_backward
 from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d, max_unpool2d_backward
+from tinyseg.ops.pad import crop, crop_backward, pad, pad_backward
 from tinyseg.ops.relu import leaky_relu, leaky_relu_backward, relu, relu_backward
 from tinyseg.ops.resize import resize, resize_backward
 from tinyseg.ops.sigmoid import sigmoid, sigmoid_backward, tanh, tanh_backward
@@ -50,6 +51,8 @@ __all__ = [
     "conv2d_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
+    "crop",
+    "crop_backward",
     "dropout",
     "dropout_backward",
     "global_avg_pool2d",
@@ -70,6 +73,8 @@ __all__ = [
     "max_unpool2d_backward",
     "mul",
     "mul_backward",
+    "pad",
+    "pad_backward",
     "relu",
     "relu_backward",
     "resize",
