@@ -169,6 +169,24 @@ def test_nan_stays_visible(backend, relu):
     assert np.isnan(y).sum() == 1 and np.isnan(y[0, 1, 0, 0])
 
 
+def test_same_bits_on_any_number_of_threads(rng):
+    numba = pytest.importorskip("numba", reason="needs Numba")
+    x, dy = rng.standard_normal((2, 2, 61, 67, 24), dtype=np.float32)
+    gamma, beta = rng.standard_normal((2, 24), dtype=np.float32)
+    results = []
+    threads = numba.get_num_threads()
+    try:
+        for count in (1, threads):
+            numba.set_num_threads(count)
+            with tinyseg.use("numba"):
+                y, cache = ops.batch_norm(x, gamma, beta, relu=True)
+                results.append((y, *ops.batch_norm_backward(dy, cache)))
+    finally:
+        numba.set_num_threads(threads)
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_inputs_are_not_changed(backend, rng):
     arrays = [rng.standard_normal(shape) for shape in ((2, 3, 4, 5), 5, 5, (2, 3, 4, 5))]
     copies = [array.copy() for array in arrays]
