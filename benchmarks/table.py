@@ -1,0 +1,77 @@
+"""The README's tables, made from the JSON files in `results/`.
+
+python -m benchmarks.table           writes them into README.md, between the marks <!-- name --> and <!-- end -->
+python -m benchmarks.table --check   fails if the README says something else than the files
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def operators(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| operator | input N H W C | forward: tinyseg, torch | ratio | backward: tinyseg, torch | ratio |",
+        "| --- | --- | --- | ---: | --- | ---: |",
+    ]
+    for row in result["rows"]:
+        cells = [row["name"], " ".join(map(str, row["x"]))]
+        for direction in ("forward", "backward"):
+            timing = row[direction]
+            cells += [f"{_pair(timing)} ms", f"{timing['ratio']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def training(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| training step | tinyseg, torch | ratio | peak memory: tinyseg, torch |",
+        "| --- | --- | ---: | --- |",
+    ]
+    for row in result["rows"]:
+        memory = ", ".join(str(row[who]["peak memory MB"]) for who in ("tinyseg", "torch"))
+        lines.append(f"| {row['name']} | {_pair(row)} ms | {row['ratio']:.2f} | {memory} MB |")
+    return lines
+
+
+def _pair(row: dict[str, Any]) -> str:
+    return ", ".join(f"{row[who]['median']:.3g}" for who in ("tinyseg", "torch"))
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {"operators": operators, "training": training}
+
+
+def filled(text: str) -> str:
+    """The README with every table that has a result renewed."""
+    for name, make in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        machine = result["machine"]
+        caption = (
+            f"Medians, in one process, alternately, on {machine['cores']} cores of {machine['processor']}; "
+            f"PyTorch {machine['torch']} with the better of its memory formats. A ratio above 1 means that "
+            f"tinyseg is faster. [Data](benchmarks/results/{name}.json)"
+        )
+        block = "\n".join([*make(result), "", caption])
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no place <!-- {name} --> ... <!-- end -->")
+        text = pattern.sub(lambda match, block=block: match[1] + block + match[2], text)
+    return text
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    new = filled(text)
+    if "--check" in sys.argv and new != text:
+        raise SystemExit("README.md differs from benchmarks/results: run `python -m benchmarks.table`")
+    README.write_text(new)
