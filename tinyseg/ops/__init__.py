@@ -24,6 +24,7 @@ from tinyseg.ops.batch_norm import batch_norm, batch_norm_backward
 from tinyseg.ops.concat import concat, concat_backward, slice, slice_backward
 from tinyseg.ops.conv2d import conv2d, conv2d_backward
 from tinyseg.ops.conv_transpose2d import conv_transpose2d, conv_transpose2d_backward
+from tinyseg.ops.cross_entropy import cross_entropy, cross_entropy_backward
 from tinyseg.ops.dropout import dropout, dropout_backward
 from tinyseg.ops.group_norm import group_norm, group_norm_backward
 from tinyseg.ops.linear import linear, linear_backward
@@ -53,6 +54,8 @@ __all__ = [
     "conv_transpose2d_backward",
     "crop",
     "crop_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
     "dropout",
     "dropout_backward",
     "global_avg_pool2d",
