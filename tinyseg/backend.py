@@ -90,16 +90,17 @@ Numba's loop variable is unsigned, and unsigned with signed makes a float: calcu
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
-def kernel(function: Callable | None = None, *, inline: bool = False) -> Any:
+def kernel(function: Callable | None = None, *, inline: bool = False, strict: bool = False) -> Any:
     """Mark a plain loop nest as a Numba kernel: compiled at its first call, and cached on disk.
 
     The loop over `prange` runs on all threads. A kernel may call other kernels of the same file (and only of
     the same file: Numba's cache is renewed when the kernel's own file changes, not when another one does).
     With `inline` its text is put into the kernels that call it, for a small piece of an innermost loop.
+    With `strict` float arithmetic is done exactly as written, for results that hang on the last bit of a float.
     """
     if function is None:
-        return functools.partial(kernel, inline=inline)
-    return Kernel(function, inline)
+        return functools.partial(kernel, inline=inline, strict=strict)
+    return Kernel(function, inline, strict)
 
 
 class Kernel:
@@ -109,9 +110,10 @@ class Kernel:
     handed the file's own names: `prange`, and the other kernels, stand for their compiled selves.
     """
 
-    def __init__(self, function: Callable, inline: bool):
+    def __init__(self, function: Callable, inline: bool, strict: bool):
         self.function = function
         self.inline = inline
+        self.strict = strict
         functools.update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -131,7 +133,7 @@ class Kernel:
             parallel="prange" in self.function.__code__.co_names,
             inline="always" if self.inline else "never",
             cache=True,
-            fastmath=FASTMATH,
+            fastmath=False if self.strict else FASTMATH,
             error_model="numpy",
         )
 
