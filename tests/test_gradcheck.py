@@ -523,6 +523,8 @@ def test_wrong_gradients_are_found_beside_skipped_kinks(check):
 def test_a_kink_everywhere_cannot_be_skipped():
     with pytest.raises(ValueError, match="every output has a kink within eps=6e-06"):
         check_vjp(relu, relu_backward, np.zeros(3), skip_kinks=True)
+    with pytest.raises(ValueError, match="every element of input 0 has a kink within eps=6e-06"):
+        check_vjp_full(relu, relu_backward, np.zeros(3), skip_kinks=True)
 
 
 def test_kinks_of_a_large_input_are_named():

@@ -67,10 +67,10 @@ def pad(x, padding=PADDING):
 
 
 def convolve(x, w, out, stride=STRIDE, dilation=DILATION):
-    y = np.zeros((len(x), *out, w.shape[3]))
+    padded, y = pad(x), np.zeros((len(x), *out, w.shape[3]))
     for r, s in np.ndindex(*w.shape[:2]):
         rows, columns = window(r, s, out, stride, dilation)
-        y += pad(x)[:, rows, columns] @ w[r, s]
+        y += padded[:, rows, columns] @ w[r, s]
     return y
 
 
@@ -83,10 +83,10 @@ def input_gradient(dy, x, w, stride=STRIDE, padding=PADDING, dilation=DILATION):
 
 
 def weight_gradient(dy, x, w, stride=STRIDE, dilation=DILATION):
-    dw = np.zeros_like(w)
+    padded, dw = pad(x), np.zeros_like(w)
     for r, s in np.ndindex(*w.shape[:2]):
         rows, columns = window(r, s, dy.shape[1:3], stride, dilation)
-        dw[r, s] = np.einsum("npqc,npqo->co", pad(x)[:, rows, columns], dy)
+        dw[r, s] = np.einsum("npqc,npqo->co", padded[:, rows, columns], dy)
     return dw
 
 
@@ -554,7 +554,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_the_right_backward_pass_is_accepted(operator):
-    for seed in range(30):
+    for seed in range(10):
         check_vjp(operator.forward, operator.backward, operator.inputs, seed=seed)
     check_vjp_full(operator.forward, operator.backward, operator.inputs)
 
@@ -564,7 +564,7 @@ def test_the_wrong_backward_pass_is_rejected(operator, backward, monkeypatch):
     with pytest.raises(GradientError, match=" wrong"):
         check_vjp_full(operator.forward, backward, operator.inputs)
     monkeypatch.setattr(gradcheck, "EXPLAINED_SIZE", 0)  # the explanation takes time
-    for seed in range(20):
+    for seed in range(10):
         with pytest.raises(GradientError, match=" wrong"):
             check_vjp(operator.forward, backward, operator.inputs, seed=seed)
 
