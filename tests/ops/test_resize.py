@@ -32,7 +32,7 @@ def resizings(draw):
     if draw(st.booleans()):
         ours["size"] = theirs["size"] = draw(sizes)
     else:
-        scale = draw(st.tuples(*[st.sampled_from([0.3, 0.5, 0.75, 1.0, 1.3, 2.0, 2.5, 3.0, 4.0])] * 2))
+        scale = draw(st.tuples(*[st.sampled_from([0.3, 0.5, 0.75, 1.0, 1.3, 2.0, 2.4, 3.0, 4.0])] * 2))
         assume(math.floor(shape[1] * scale[0]) >= 1 and math.floor(shape[2] * scale[1]) >= 1)
         ours["scale"] = theirs["scale_factor"] = scale
     return shape, ours, theirs
@@ -93,6 +93,14 @@ def test_scale_sets_the_step_even_where_the_size_is_rounded_down(backend):
     t = 0.5 / 0.7 - 0.5, 1.5 / 0.7 - 1.5
     np.testing.assert_allclose(y.ravel(), [1 + t[0], 2 + t[1] * 2], rtol=1e-14)
     assert ops.resize(FOUR, scale=2)[0].shape == (1, 2, 8, 1)
+
+
+def test_a_scale_that_rounds_to_the_same_size_changes_nothing(backend):
+    for mode, expected in (("bilinear", [1, 3]), ("nearest", [1, 3]), ("nearest-exact", [1, 3])):
+        y, _ = ops.resize(LINE, scale=(1, 1.3), mode=mode)
+        assert y.ravel().tolist() == expected
+    y, _ = ops.resize(LINE, scale=(1, 2.4), mode="nearest")
+    assert y.ravel().tolist() == [1, 1, 3, 3]
 
 
 @pytest.mark.oracle

@@ -18,8 +18,9 @@ little squares, the corners of the image do, and centres lie at half a cell:
     nearest          with align_corners, the same; otherwise row floor(p * H / P), which looks at the upper left
                      corner of an output cell and not at its centre. Enlarging by whole numbers, the two agree
 
-The rules, and the names of the modes, are PyTorch's (which knows no nearest with align_corners). Nothing is
-averaged: shrinking to less than half the size skips cells; use avg_pool2d there.
+The rules, and the names of the modes, are PyTorch's (which knows no nearest with align_corners), and so are these
+two exceptions: a scale that leaves P = H (bilinear, nearest) or P = 2 H (nearest) after rounding counts as P / H.
+Nothing is averaged: shrinking to less than half the size skips cells; use avg_pool2d there.
 
 Backward. The map is linear, so dx = A^T dy B: each cell gathers the outputs that it had a part in. The sums, the
 same for both directions, are in tinyseg/ops/separable.py; this file makes the matrices.
@@ -47,6 +48,8 @@ MODES = ("bilinear", "nearest", "nearest-exact")
 def _resampling(size: int, count: int, scale: float | None, mode: str, align_corners: bool) -> Table:
     """The matrix that makes `count` cells out of `size`."""
     target = np.arange(count)
+    if (mode != "nearest-exact" and count == size) or (mode == "nearest" and count == 2 * size):
+        scale = None
     if align_corners:
         position = target * (size - 1) / max(count - 1, 1)
     else:
