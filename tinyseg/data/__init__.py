@@ -11,20 +11,28 @@ Importing this loads NumPy alone; Pillow and SciPy are loaded where they are fir
 """
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tinyseg.data import transforms
 from tinyseg.data.camvid import CamVid
+from tinyseg.data.check import Report, examine
+from tinyseg.data.cityscapes import Cityscapes
+from tinyseg.data.folder import Folder
 from tinyseg.data.isbi import Isbi
 from tinyseg.data.loader import Batch, Loader, collate
 from tinyseg.data.sample import DataError, Dataset, Sample, as_float, nearest
 from tinyseg.data.shapes import Shapes
+from tinyseg.data.voc import Voc
 
 DATASETS: dict[str, type] = {
     "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "folder": Folder,
     "isbi": Isbi,
     "shapes": Shapes,
+    "voc": Voc,
 }
 
 
@@ -46,18 +54,41 @@ def open_dataset(name: str, root: str | Path | None = None, split: str = "train"
     return cls(root, split, **options)
 
 
+def check_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Go over a data set and report what it holds and what is wrong with it; arguments as in `open_dataset`.
+
+    Files that are missing become problems in the report. `progress` is called with (samples done, samples in all).
+    """
+    if name in DATASETS and name != "shapes":
+        options.setdefault("strict", False)
+    return examine(open_dataset(name, root, split, **options), progress)
+
+
 __all__ = [
     "DATASETS",
     "Batch",
     "CamVid",
+    "Cityscapes",
     "DataError",
     "Dataset",
+    "Folder",
     "Isbi",
     "Loader",
+    "Report",
     "Sample",
     "Shapes",
+    "Voc",
     "as_float",
+    "check_dataset",
     "collate",
+    "examine",
     "nearest",
     "open_dataset",
     "transforms",

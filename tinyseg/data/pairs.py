@@ -96,9 +96,10 @@ class FilePairs:
         """The labels for a mask as stored, of which all values are known."""
         return self._table[stored]
 
-    def explain_unknown(self, unknown: Mapping[int, int]) -> str:
-        """What is wrong with a mask that holds these values, and what to do."""
-        listing = ", ".join(f"{value} ({count} pixels)" for value, count in list(unknown.items())[:8])
+    def explain_unknown(self, unknown: Mapping[int, int | None]) -> str:
+        """What is wrong with a mask that holds these values, each with its number of pixels, and what to do."""
+        parts = [f"{value}" if count is None else f"{value} ({count} pixels)" for value, count in unknown.items()]
+        listing = ", ".join(parts[:8])
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         if self.colours is None and set(unknown) == {255} and len(self.classes) == 2:
             remedy = "a mask of 0 and 255 needs `values = [0, 255]`, which makes them the classes 0 and 1"
