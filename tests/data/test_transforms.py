@@ -55,7 +55,7 @@ def coded(rng: np.random.Generator, height: int = 40, width: int = 33, channels:
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=15)
 def test_image_mask_and_weights_move_together(transform, seed):
-    """Away from borders between regions, where the image is interpolated, image and weights still tell the label."""
+    """Away from borders between regions, where the image is interpolated, image and weights tell the label."""
     rng = np.random.default_rng(seed)
     before = coded(rng)
     image, mask, weights, name = transform(before, rng)
@@ -193,7 +193,7 @@ def test_rotating_by_a_right_angle_is_exact():
 
 
 def test_elastic_moves_the_corners_of_the_grid_by_the_drawn_vectors():
-    """The image holds its own row and column; at the grid's points the displacement is the random vector itself."""
+    """The image holds its own row and column; at a point of the grid the displacement is the random vector."""
     row, column = np.mgrid[0:61, 0:81].astype(np.float32)
     sample = Sample(np.stack([row, column], axis=2), None)
     result = Elastic(sigma=3)(sample, np.random.default_rng(5))

@@ -43,9 +43,9 @@ class Shapes:
         length: int | None = None,
         size: Sequence[int] = (128, 128),
         seed: int = 0,
-        objects: Sequence[int] = (3, 6),
-        noise: float = 0.06,
-        occlusion: float = 0.3,
+        objects: Sequence[int] = (2, 5),
+        noise: float = 0.05,
+        occlusion: float = 0.25,
     ):
         if split not in SPLITS:
             raise DataError(f"shapes: no split {split!r}; {nearest(split, SPLITS)}")
@@ -91,8 +91,7 @@ class Shapes:
         """A picture, uint8 (H, W, 3), and its mask, uint8 (H, W)."""
         height, width = self.size
         short = min(height, width)
-        colour = _any_colour(rng)
-        image = _texture(rng, height, width, colour)  # 3 H W: planes, while arithmetic is done on them
+        image = _texture(rng, height, width, _muted(rng), 0.1)  # 3 H W: planes, while arithmetic is done on them
         mask = np.zeros((height, width), np.uint8)
         owner = np.zeros((height, width), np.uint8)  # which shape is seen at a pixel; 0 is none
         visible = np.zeros(256)  # how much of each shape is seen: a share of its area
@@ -104,7 +103,7 @@ class Shapes:
         for _ in range(count):
             label = int(rng.integers(1, len(CLASSES)))
             for _ in range(10):  # places to try, before the shape is given up
-                radius = short * rng.uniform(0.11, 0.22)
+                radius = short * rng.uniform(0.14, 0.25)
                 box, distance = _place(rng, OUTLINES[label], radius, height, width)
                 inside = distance <= 0
                 left = visible - np.bincount(owner[box][inside], minlength=256) / areas
@@ -118,7 +117,7 @@ class Shapes:
             visible = left
             visible[drawn] = 1
             areas[drawn] = inside.sum()
-            _paint(rng, image[:, *box], distance, _other_colour(rng, colour))
+            _paint(rng, image[:, *box], distance)
 
         light = np.float32(0.8) + np.float32(0.4) * _smooth_noise(rng, height, width, 3)
         grain = rng.standard_normal((3, height, width), np.float32)
@@ -181,34 +180,31 @@ def _slice(centre: float, reach: float, size: int) -> slice:
 # ---------------------------------------------------------------------------------------------------- surfaces
 
 
-def _paint(rng: np.random.Generator, picture: np.ndarray, distance: np.ndarray, colour: np.ndarray) -> None:
+def _paint(rng: np.random.Generator, picture: np.ndarray, distance: np.ndarray) -> None:
     """Paint a shape into its box of the picture, (3, h, w), with a smooth edge and a little shade along it."""
     height, width = distance.shape
-    surface = _texture(rng, height, width, colour)
+    surface = _texture(rng, height, width, _vivid(rng), 0.25)
     depth = (distance * np.float32(-0.25)).clip(0, 1)  # 0 at the edge, 1 from 4 pixels inwards
     surface *= 1 - np.float32(rng.uniform(0.1, 0.4)) * (1 - depth)
     cover = (np.float32(0.5) - distance).clip(0, 1)
     picture += cover * (surface - picture)
 
 
-def _any_colour(rng: np.random.Generator) -> np.ndarray:
-    """A random colour, not too gaudy: float32 0..1, (3, 1, 1)."""
-    colour = rng.random((3, 1, 1), np.float32)
-    return colour + np.float32(0.3) * (colour.mean() - colour)
+def _muted(rng: np.random.Generator) -> np.ndarray:
+    """A random grey with a touch of colour: float32 0..1, (3, 1, 1)."""
+    tint = rng.uniform(-0.08, 0.08, (3, 1, 1))
+    return (rng.uniform(0.2, 0.8) + tint).astype(np.float32)
 
 
-def _other_colour(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
-    """A random colour that can be told from the given one, float32 0..1, (3, 1, 1)."""
-    for _ in range(20):
-        other = _any_colour(rng)
-        if np.abs(other - colour).sum() > 0.6:
-            return other
-    return 1 - colour
+def _vivid(rng: np.random.Generator) -> np.ndarray:
+    """A random colour far from grey: float32 0..1, (3, 1, 1)."""
+    low, high, between = rng.uniform(0, 0.25), rng.uniform(0.75, 1), rng.random()
+    return rng.permutation([low, high, between]).astype(np.float32)[:, None, None]
 
 
-def _texture(rng: np.random.Generator, height: int, width: int, colour: np.ndarray) -> np.ndarray:
+def _texture(rng: np.random.Generator, height: int, width: int, colour: np.ndarray, depth: float) -> np.ndarray:
     """A surface around a colour, float32 (3, height, width): clouds, stripes, a chequerboard or dots."""
-    second = (colour + rng.uniform(-0.25, 0.25, (3, 1, 1)).astype(np.float32)).clip(0, 1)
+    second = (colour + rng.uniform(-depth, depth, (3, 1, 1)).astype(np.float32)).clip(0, 1)
     blend = PATTERNS[rng.integers(len(PATTERNS))](rng, height, width)  # 0..1, H W
     return colour + blend * (second - colour)
 
