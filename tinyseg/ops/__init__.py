@@ -21,6 +21,7 @@ from tinyseg.ops.adaptive_pool2d import (
 from tinyseg.ops.arithmetic import add, add_backward, mul, mul_backward
 from tinyseg.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward
 from tinyseg.ops.batch_norm import batch_norm, batch_norm_backward
+from tinyseg.ops.bce_with_logits import bce_with_logits, bce_with_logits_backward
 from tinyseg.ops.concat import concat, concat_backward, slice, slice_backward
 from tinyseg.ops.conv2d import conv2d, conv2d_backward
 from tinyseg.ops.conv_transpose2d import conv_transpose2d, conv_transpose2d_backward
@@ -46,6 +47,8 @@ __all__ = [
     "avg_pool2d_backward",
     "batch_norm",
     "batch_norm_backward",
+    "bce_with_logits",
+    "bce_with_logits_backward",
     "concat",
     "concat_backward",
     "conv2d",

@@ -39,7 +39,7 @@ def class_weights(operator: str, weights: Array, scores: Array) -> Array:
     """The weight of each class (C,), in the type of the scores."""
     weights = np.asarray(weights, dtype=scores.dtype)
     checks.shape(operator, "class_weights", weights, scores.shape[-1:], f"one for each class of {scores.shape}")
-    _check_not_negative(operator, "class_weights", weights)
+    check_not_negative(operator, "class_weights", weights)
     return weights
 
 
@@ -48,7 +48,7 @@ def _pixel_weights(operator: str, weights: Array | None, shape: tuple[int, ...],
         return np.ones(shape, dtype)
     weights = np.ascontiguousarray(weights, dtype=dtype).reshape(np.shape(weights))
     checks.shape(operator, "pixel_weights", weights, shape, "that of the labels")
-    _check_not_negative(operator, "pixel_weights", weights)
+    check_not_negative(operator, "pixel_weights", weights)
     return weights
 
 
@@ -74,6 +74,6 @@ def _check_range(
         )
 
 
-def _check_not_negative(operator: str, name: str, weights: Array) -> None:
+def check_not_negative(operator: str, name: str, weights: Array) -> None:
     if weights.min() < 0:
         raise ValueError(f"{operator}: {name} must not be negative, the smallest is {weights.min():g}")
