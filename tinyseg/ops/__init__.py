@@ -26,6 +26,7 @@ from tinyseg.ops.concat import concat, concat_backward, slice, slice_backward
 from tinyseg.ops.conv2d import conv2d, conv2d_backward
 from tinyseg.ops.conv_transpose2d import conv_transpose2d, conv_transpose2d_backward
 from tinyseg.ops.cross_entropy import cross_entropy, cross_entropy_backward
+from tinyseg.ops.dice import dice, dice_backward
 from tinyseg.ops.dropout import dropout, dropout_backward
 from tinyseg.ops.group_norm import group_norm, group_norm_backward
 from tinyseg.ops.linear import linear, linear_backward
@@ -59,6 +60,8 @@ __all__ = [
     "crop_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "dice",
+    "dice_backward",
     "dropout",
     "dropout_backward",
     "global_avg_pool2d",
