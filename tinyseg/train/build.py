@@ -1,0 +1,87 @@
+"""From a configuration to the objects that it describes: data sets, loader, network, optimiser."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tinyseg import data, models, optim
+from tinyseg.data import Dataset, Loader, transforms
+from tinyseg.models import SegmentationNetwork
+from tinyseg.optim import Optimiser, schedules
+from tinyseg.train.config import Config
+from tinyseg.train.errors import SettingError
+
+
+def open_dataset(config: Config, part: str, split: str | None = None) -> Dataset:
+    """The images to train on (part "train") or to validate on ("val"), or another split with the part's options.
+
+    Raises `DataError` if files are missing or wrong.
+    """
+    own: Mapping[str, Any] = getattr(config.data, part)
+    options = {**config.data.options, **own}
+    of_config = options.pop("split", part)
+    return data.open_dataset(config.data.name, config.data.root, split or of_config, **options)
+
+
+def training_loader(config: Config, dataset: Dataset) -> Loader:
+    """Shuffled batches of augmented, normalised images."""
+    tables = [{"name": name, **options} for name, options in config.augment.items()]
+    try:
+        transform = transforms.build([*tables, {"name": "normalise"}], dataset)
+    except (ValueError, TypeError) as error:
+        raise SettingError(f"augment: {error}") from error
+    return Loader(
+        dataset,
+        config.train.batch,
+        transform=transform,
+        shuffle=True,
+        seed=config.train.seed,
+        drop_last=len(dataset) >= config.train.batch,
+        prefetch=config.train.prefetch,
+    )
+
+
+def network(config: Config, channels: int, classes: int) -> SegmentationNetwork:
+    """The network with its first weights, which follow from train.seed."""
+    rng = np.random.default_rng(config.train.seed)
+    try:
+        return models.create(config.model.name, channels, classes, rng=rng, **config.model.options)
+    except (ValueError, TypeError) as error:
+        raise SettingError(f"model: {error}") from error
+
+
+def optimiser(config: Config, net: SegmentationNetwork, steps_per_epoch: int) -> Optimiser:
+    """The optimiser with its schedule. Weight decay acts on weights; biases and normalisation are left free."""
+    settings = config.optim
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.data.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.data.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    common = {"lr": settings.lr, "schedule": schedule(config, steps_per_epoch)}
+    try:
+        if settings.name == "sgd":
+            return optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
+        if settings.name == "rmsprop":
+            return optim.RMSprop(groups, momentum=settings.momentum, **common)
+        return {"adam": optim.Adam, "adamw": optim.AdamW}[settings.name](groups, betas=settings.betas, **common)
+    except ValueError as error:
+        raise SettingError(f"optim: {error}") from error
+
+
+def schedule(config: Config, steps_per_epoch: int) -> schedules.Schedule:
+    """The factor of the learning rate as a function of the step; the configuration counts in epochs."""
+    settings = config.schedule
+    total = config.train.epochs * steps_per_epoch
+    every = max(round(settings.every * steps_per_epoch), 1)
+    course = {
+        "constant": lambda: schedules.constant(),
+        "poly": lambda: schedules.poly(total, settings.power),
+        "step": lambda: schedules.step(every, settings.gamma),
+        "exponential": lambda: schedules.exponential(settings.gamma, every),
+        "cosine": lambda: schedules.cosine(total, settings.floor),
+    }[settings.name]()
+    rising = round(settings.warm_up * steps_per_epoch)
+    return schedules.product(schedules.warm_up(rising), course) if rising > 0 else course

@@ -1,0 +1,158 @@
+"""Predicting images that have no mask: palette masks, and overlays to look at.
+
+The input convention (channels, mean, std) and the classes with their colours come from the checkpoint. Images may
+have any size; large ones are predicted in tiles, to bound the memory.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyseg import data
+from tinyseg.data import files as image_files
+from tinyseg.models import SegmentationNetwork
+from tinyseg.models.inference import predict_logits
+from tinyseg.train import build, checkpoint, files
+from tinyseg.train.checkpoint import Checkpoint, Labels
+from tinyseg.train.errors import UserError
+from tinyseg.train.evaluation import normalised
+from tinyseg.train.run import Run
+from tinyseg.train.trainer import load_weights
+
+LARGE = 1 << 21
+"""Pixels from which an image is predicted in tiles, if nothing else is said: 2 megapixels."""
+
+TILE, MARGIN = 512, 64
+
+
+@dataclass
+class Predictions:
+    """What was written, and what could not be predicted, with the reason."""
+
+    masks: list[Path] = field(default_factory=list)
+    overlays: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def load(source: str | Path, weights: str = "best") -> tuple[SegmentationNetwork, Checkpoint]:
+    """The trained network of a run folder, or of a checkpoint file.
+
+    weights   of a run: "best" or "last"; a run that has no best checkpoint yet has its last one taken
+
+    Raises `CheckpointError` or `RunFolderError`.
+    """
+    path = Path(source)
+    if path.suffix != ".safetensors":
+        run = Run.open(path)
+        path = run.best if weights == "best" and run.best.exists() else run.last
+    found = checkpoint.load(path)
+    network = build.network(found.config, found.labels.channels, len(found.labels.classes))
+    load_weights(network, found)
+    network.eval()
+    return network, found
+
+
+def predict(
+    source: str | Path,
+    paths: Iterable[str | Path],
+    out: str | Path,
+    *,
+    weights: str = "best",
+    overlays: bool = True,
+    tile: int | None = None,
+    margin: int = MARGIN,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Predictions:
+    """Predict images, and write `out/masks/NAME.png` and `out/overlays/NAME.png`.
+
+    source   a run folder or a checkpoint
+    paths    images, and folders of images
+    tile     side of the square of pixels predicted at a time; None: the whole image, or 512 if it is large
+    margin   pixels of context around a tile (networks with unpadded convolutions know their own)
+
+    A file that cannot be read is listed in the result, and the others are still done.
+    """
+    network, found = load(source, weights)
+    images = list_images(paths)
+    result = Predictions()
+    names = _unique_names(images)
+    for done, (path, name) in enumerate(zip(images, names, strict=True), start=1):
+        try:
+            image = image_files.read_image(path, found.labels.channels)
+        except data.DataError as error:
+            result.failed.append((path, str(error)))
+        else:
+            side = TILE if tile is None and image.shape[0] * image.shape[1] > LARGE else tile
+            mask = predict_mask(network, image, found.labels, tile=side, margin=margin)
+            result.masks.append(_write_mask(Path(out) / "masks" / name, mask, found.labels))
+            if overlays:
+                result.overlays.append(_write_overlay(Path(out) / "overlays" / name, image, mask, found.labels))
+        progress(done, len(images))
+    return result
+
+
+def predict_mask(
+    network: SegmentationNetwork, image: np.ndarray, labels: Labels, *, tile: int | None = None, margin: int = 0
+) -> np.ndarray:
+    """The most probable class of every pixel, (H, W), of an image as read from a file."""
+    logits = predict_logits(network, normalised(image, labels), tile=tile, margin=margin)
+    return logits.argmax(axis=-1).astype(np.uint8 if len(labels.classes) <= 256 else np.int32)
+
+
+def list_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The image files among these paths and in the folders among them. Raises `UserError` if there are none."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [
+                entry for entry in sorted(path.iterdir()) if entry.suffix.lower() in image_files.IMAGE_SUFFIXES
+            ]
+            if not inside:
+                kinds = ", ".join(image_files.IMAGE_SUFFIXES)
+                raise UserError(f"the folder {path} holds no images ({kinds})")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def _unique_names(images: Sequence[Path]) -> list[str]:
+    """A PNG name for each image; where two images have the same, the later ones get a number."""
+    taken: set[str] = set()
+    names = []
+    for path in images:
+        name, number = f"{path.stem}.png", 2
+        while name in taken:
+            name, number = f"{path.stem}-{number}.png", number + 1
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _write_mask(path: Path, mask: np.ndarray, labels: Labels) -> Path:
+    """A PNG whose pixels are class numbers, shown in the classes' colours."""
+    import io
+
+    from PIL import Image
+
+    picture = Image.fromarray(mask)
+    if mask.dtype == np.uint8:
+        picture.putpalette(np.array(labels.palette, np.uint8).tobytes())
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    files.make_folder(path.parent)
+    files.write_atomically(path, content.getvalue())
+    return path
+
+
+def _write_overlay(path: Path, image: np.ndarray, mask: np.ndarray, labels: Labels) -> Path:
+    from tinyseg import viz
+
+    try:
+        viz.save(viz.overlay(image, mask, np.array(labels.palette, np.uint8)), path)
+    except OSError as error:
+        raise files.explained(error, path) from error
+    return path

@@ -1,0 +1,328 @@
+"""The training loop.
+
+    result = train(preset("shapes"), out="runs/shapes")
+    result = train(out="runs/shapes", resume=True)        # goes on where the run stopped
+
+An epoch is: every training image once, in batches; validation over the whole validation set; a line in
+metrics.jsonl; a checkpoint. What happens is told to reporters (`tinyseg.train.reporters`), which show progress and
+draw pictures; the loop itself prints nothing.
+
+Everything random follows from train.seed, the epoch and the image, and a checkpoint holds the weights, the
+optimiser's state and the place in the run. So a run that was stopped, even in the middle of an epoch, and
+resumed ends with the same bits as one that was not.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyseg import optim
+from tinyseg.data import Batch
+from tinyseg.tape import Tensor
+from tinyseg.train import build, checkpoint
+from tinyseg.train.checkpoint import Checkpoint, Labels, Progress
+from tinyseg.train.config import Config, from_tables, to_tables
+from tinyseg.train.errors import CheckpointError, DivergedError, SettingError
+from tinyseg.train.evaluation import Scores, evaluate
+from tinyseg.train.loss import PixelLoss
+from tinyseg.train.memory import peak_bytes
+from tinyseg.train.reporters import Reporter, Step, file_reporters
+from tinyseg.train.run import Run
+from tinyseg.train.signals import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    folder: Path
+    epochs: int  # finished
+    best_score: float | None
+    best_epoch: int | None
+    stopped_by: str | None = None  # the signal that ended the run early
+
+
+def train(
+    config: Config | None = None,
+    out: str | Path = "runs/latest",
+    *,
+    resume: bool = False,
+    reporters: Iterable[Reporter] | None = None,
+) -> Result:
+    """Train a network, and leave everything in the run folder `out`.
+
+    config     what to do; with `resume`, None stands for the run's own configuration resume     go on from the
+    folder's last checkpoint, instead of starting in an empty folder reporters  by default those that write
+    pictures into the run folder, and TensorBoard if the configuration says so
+
+    Raises `UserError` in one of its forms, or `DataError`, when something outside the program is not as it
+    should be.
+    """
+    last = None
+    if resume:
+        run = Run.open(out)
+        last = checkpoint.load(run.last)
+        config = _checked(config) if config is not None else run.config
+    else:
+        config = _checked(config or Config())
+        run = Run(out)
+    trainer = Trainer(config, run, file_reporters(config) if reporters is None else reporters, last)
+    return trainer.fit()
+
+
+def _checked(config: Config) -> Config:
+    """A configuration that was put together in Python, with the same checks as one from a file."""
+    return from_tables(to_tables(config))
+
+
+class Trainer:
+    """A run in progress: the network, the optimiser, the data, and the place in the run."""
+
+    def __init__(
+        self, config: Config, run: Run, reporters: Iterable[Reporter] = (), last: Checkpoint | None = None
+    ):
+        self.config = config
+        self.run = run
+        self.reporters = list(reporters)
+        self.train_set = build.open_dataset(config, "train")
+        self.val_set = build.open_dataset(config, "val")
+        self.labels = Labels.of(self.train_set)
+        self.loader = build.training_loader(config, self.train_set)
+        self.network = build.network(config, self.labels.channels, len(self.labels.classes))
+        self.steps_per_epoch = -(-len(self.loader) // config.train.accumulate)
+        self.optimiser = build.optimiser(config, self.network, self.steps_per_epoch)
+        self.loss = PixelLoss(config.loss, self.train_set)
+        self.progress = Progress()
+        self.history: list[dict[str, Any]] = []
+        self.stop = StopRequest()
+        if last is None:
+            Run.create(run.folder, config)
+        else:
+            self._continue_from(last)
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def fit(self) -> Result:
+        """Train until all epochs are done, or until the process is asked to stop."""
+        try:
+            with self.stop:
+                self._tell("run_started", self)
+                self._run_epochs()
+        except BaseException:
+            self._tell("run_ended", None)
+            raise
+        result = self._result()
+        self._tell("run_ended", result)
+        return result
+
+    def _run_epochs(self) -> None:
+        if self.progress.step == 0:
+            self.save_last()  # also shows at once whether the folder can be written to
+        while self.progress.epoch < self.config.train.epochs and not self.stop:
+            self.train_epoch()
+            scores = None if self.stop else self.validate()
+            if self.stop:
+                self.save_last()  # in the middle of an epoch
+            else:
+                self.finish_epoch(scores)
+
+    def train_epoch(self) -> None:
+        """One pass over the training images, from where the epoch stands; ends early when asked to stop."""
+        self.network.train()
+        self._tell("epoch_started", self.progress.epoch + 1)
+        started, images = time.perf_counter(), 0
+        batches = self.loader.epoch(self.progress.epoch, start=self.progress.batch)
+        with contextlib.closing(batches):  # type: ignore[type-var]  stops the loader's threads
+            for group in _groups(batches, self.config.train.accumulate):
+                began = time.perf_counter()
+                lr = self.optimiser.current_lr
+                loss = self.train_step(group)
+                self.progress.seconds += time.perf_counter() - began
+                images += sum(len(batch.names) for batch in group)
+                speed = images / (time.perf_counter() - started)
+                self._tell("step_done", Step(self.progress.epoch + 1, self.progress.batch, loss, lr, speed))
+                if self.stop:
+                    break
+        self.images_per_second = images / max(time.perf_counter() - started, 1e-9) if images else None
+
+    def train_step(self, group: Sequence[Batch]) -> float:
+        """Change the weights once, by the mean gradient of some batches. Returns their mean loss."""
+        self.optimiser.zero_grad()
+        losses = []
+        for batch in group:
+            assert batch.labels is not None
+            loss = self.loss(self.network(Tensor(batch.images)), batch.labels, batch.weights)
+            losses.append(float(loss.data))
+            if not np.isfinite(losses[-1]):
+                raise DivergedError(self._diverged(f"the loss became {losses[-1]}", batch))
+            loss.backward(np.full_like(loss.data, 1 / len(group)))
+        if self.config.optim.clip is not None:
+            norm = optim.clip_gradients(self.optimiser.parameters, self.config.optim.clip)
+            if not np.isfinite(norm):
+                raise DivergedError(self._diverged(f"the gradient's norm became {norm}", group[-1]))
+        self.optimiser.step()
+
+        images = [len(batch.names) for batch in group]
+        self.progress.step += 1
+        self.progress.batch += len(group)
+        self.progress.images += sum(images)
+        self.progress.loss_sum += float(np.dot(losses, images))
+        return float(np.mean(losses))
+
+    def validate(self) -> Scores | None:
+        """Scores over the validation set, or None in an epoch without validation, or if asked to stop."""
+        epoch, every = self.progress.epoch + 1, self.config.train.validate_every
+        if epoch % every and epoch < self.config.train.epochs:
+            return None
+        began = time.perf_counter()
+        scores = evaluate(
+            self.network,
+            self.val_set,
+            self.labels,
+            loss=self.loss,
+            keep=self.config.train.pictures,
+            stop=lambda: bool(self.stop),
+            progress=lambda done, total: self._tell("image_validated", done, total),
+        )
+        self.progress.seconds += time.perf_counter() - began
+        return scores
+
+    def finish_epoch(self, scores: Scores | None) -> None:
+        """Write the epoch into the history and the checkpoints, and have it drawn."""
+        self._check_weights()
+        progress = self.progress
+        row = self._row(scores)
+        score = row.get(self.config.train.score)
+        best = -np.inf if progress.best_score is None else progress.best_score
+        better = score is not None and score > best  # never true for NaN
+        progress.epoch, progress.batch, progress.images, progress.loss_sum = progress.epoch + 1, 0, 0, 0.0
+        if better:
+            progress.best_score, progress.best_epoch = score, progress.epoch
+        # The history first: a run that dies in between repeats the epoch, and `resume` drops the line.
+        self.history.append(row)
+        self.run.add_to_history(row)
+        if better:
+            checkpoint.save(self.run.best, self._checkpoint(with_optimiser=False))
+        self.save_last()
+        self._tell("epoch_done", self.history, scores)
+
+    def save_last(self) -> None:
+        """Write the checkpoint to resume from."""
+        self._check_weights()
+        checkpoint.save(self.run.last, self._checkpoint(with_optimiser=True))
+
+    # --------------------------------------------------------------------------------------------------- parts
+
+    def _result(self) -> Result:
+        return Result(
+            folder=self.run.folder,
+            epochs=self.progress.epoch,
+            best_score=self.progress.best_score,
+            best_epoch=self.progress.best_epoch,
+            stopped_by=self.stop.signal.name if self.stop.signal else None,
+        )
+
+    def _row(self, scores: Scores | None) -> dict[str, Any]:
+        """A line of metrics.jsonl."""
+        peak = peak_bytes()
+        row = {
+            "epoch": self.progress.epoch + 1,
+            "step": self.progress.step,
+            "loss": self.progress.loss_sum / max(self.progress.images, 1),
+            "lr": self.optimiser.current_lr,
+            "images_per_second": self.images_per_second,
+            "seconds": round(self.progress.seconds, 3),
+            "peak_memory_mb": None if peak is None else round(peak / 2**20),
+        }
+        if scores is not None:
+            row |= {"val_loss": scores.loss} | scores.confusion.scores()
+            row["iou"] = dict(zip(self.labels.classes, scores.confusion.iou.tolist(), strict=True))
+        return row
+
+    def _checkpoint(self, *, with_optimiser: bool) -> Checkpoint:
+        return Checkpoint(
+            config=self.config,
+            labels=self.labels,
+            model=self.network.state_dict(),
+            progress=self.progress,
+            optimiser=self.optimiser.state_dict() if with_optimiser else None,
+        )
+
+    def _continue_from(self, last: Checkpoint) -> None:
+        """Take over the state of a checkpoint. Nothing in the run folder changes if it does not fit."""
+        if last.optimiser is None:
+            raise CheckpointError(f"{last.path} holds weights only; a run is resumed from its last.safetensors")
+        old, new = last.config, self.config
+        mid_epoch = last.progress.batch > 0
+        if mid_epoch and (old.data, old.train.batch, old.train.seed) != (
+            new.data,
+            new.train.batch,
+            new.train.seed,
+        ):
+            raise SettingError(
+                f"the run stopped in the middle of epoch {last.progress.epoch + 1}: data, train.batch and "
+                "train.seed cannot change before it is finished"
+            )
+        load_weights(self.network, last)
+        try:
+            self.optimiser.load_state_dict(last.optimiser)
+        except ValueError as error:
+            raise CheckpointError(f"{last.path} was written with another optimiser: {error}") from error
+        self.optimiser.lr = self.config.optim.lr
+        self.progress = last.progress
+        self.history = self.run.rewind_history(last.progress.epoch)
+        self.run.write_config(self.config)
+
+    def _check_weights(self) -> None:
+        """Refuse to write weights that are not numbers over ones that are."""
+        for name, parameter in self.network.named_parameters():
+            if not np.isfinite(parameter.data).all():
+                raise DivergedError(self._diverged(f"the weights {name} are no longer finite"))
+
+    def _diverged(self, what: str, batch: Batch | None = None) -> str:
+        images = f" (images {', '.join(batch.names[:4])})" if batch and batch.names else ""
+        kept = (
+            "the checkpoint of the start" if self.progress.epoch == 0 else f"that of epoch {self.progress.epoch}"
+        )
+        clip = self.config.optim.clip
+        clipping = "optim.clip=1" if clip is None else f"a smaller optim.clip (now {clip:g})"
+        return (
+            f"{what} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}{images}. The last good "
+            f"checkpoint is kept: {kept}, in {self.run.last}. What usually helps: a lower optim.lr (now "
+            f"{self.config.optim.lr:g}), schedule.warm_up=1, or {clipping}"
+        )
+
+    def _tell(self, event: str, *arguments: Any) -> None:
+        for reporter in self.reporters:
+            getattr(reporter, event)(*arguments)
+
+
+def load_weights(network: Any, source: Checkpoint) -> None:
+    """Put a checkpoint's weights into a network. Raises `CheckpointError`, which lists what does not fit."""
+    try:
+        network.load_state_dict(source.model)
+    except ValueError as error:
+        raise CheckpointError(f"{source.path} is a checkpoint of another model: {error}") from error
+    broken = [name for name, value in source.model.items() if not np.isfinite(value).all()]
+    if broken:
+        raise CheckpointError(f"{source.path} holds weights that are not finite numbers, for instance {broken[0]}")
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterable[list[Batch]]:
+    """The batches in groups of `size`; the last group may be smaller."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
