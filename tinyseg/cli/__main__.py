@@ -1,0 +1,3 @@
+from tinyseg.cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""`tinyseg eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint (.safetensors).")],
+    split: Annotated[
+        str | None, typer.Option("--split", help="The split to measure on. By default the one validated on.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="The data set's folder, if it has moved.")
+    ] = None,
+    weights: Annotated[str, typer.Option("--weights", help="Of a run: best or last.")] = "best",
+    boundary: Annotated[bool, typer.Option("--boundary", help="Also the boundary F-score.")] = False,
+    trimap: Annotated[bool, typer.Option("--trimap", help="Also the accuracy in bands along boundaries.")] = False,
+    tile: Annotated[
+        int | None, typer.Option("--tile", metavar="PIXELS", help="Predict squares of this side, to save memory.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of tables.")] = False,
+) -> None:
+    """Measure a trained network on a data set.
+
+    Every image is predicted in full size; the counts are summed over the whole split before any score is worked
+    out.
+
+    [bold]tinyseg eval runs/shapes[/]
+    [bold]tinyseg eval runs/camvid --split test --boundary[/]
+    """
+    import dataclasses
+
+    from rich.console import Console
+
+    from tinyseg.cli.progress import progress_bar
+    from tinyseg.train import build
+    from tinyseg.train.errors import CheckpointError, SettingError
+    from tinyseg.train.evaluation import evaluate
+    from tinyseg.train.prediction import load
+
+    if weights not in ("best", "last"):
+        raise SettingError(f"--weights must be best or last, got {weights!r}")
+    if tile is not None and tile < 1:
+        raise SettingError(f"--tile must be 1 or more, got {tile}")
+    network, found = load(run, weights)
+    config = found.config
+    if data is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(data)))
+    dataset = build.open_dataset(config, "val", split)
+    if tuple(dataset.classes) != found.labels.classes:
+        raise CheckpointError(
+            f"{found.path} knows the classes {', '.join(found.labels.classes)}; the data set has "
+            f"{', '.join(dataset.classes)}"
+        )
+    with progress_bar("predicting") as progress:
+        scores = evaluate(
+            network, dataset, found.labels, boundary=boundary, trimap=trimap, tile=tile, progress=progress
+        )
+    assert scores is not None
+    if as_json:
+        _print_json(scores, found)
+    else:
+        _print_tables(Console(), scores, found, repr(dataset).strip("<>"))
+
+
+def _print_json(scores, found) -> None:
+    from tinyseg.train.run import json_line
+
+    result = {
+        "checkpoint": str(found.path),
+        **scores.confusion.scores(),
+        "pixel_error": scores.confusion.pixel_error,
+    }
+    result["iou"] = dict(zip(found.labels.classes, scores.confusion.iou.tolist(), strict=True))
+    if scores.boundary is not None:
+        result["boundary_f"] = scores.boundary.mean
+    if scores.trimap is not None:
+        widths = map(str, scores.trimap.widths)
+        result["trimap_accuracy"] = dict(zip(widths, scores.trimap.pixel_accuracy.tolist(), strict=True))
+    typer.echo(json_line(result))
+
+
+def _print_tables(console, scores, found, title: str) -> None:
+    from rich.table import Table
+
+    confusion, percent = scores.confusion, _percent
+    table = Table(
+        title=f"{title}\n{found.path}", title_justify="left", title_style="", box=None, header_style="bold"
+    )
+    table.add_column("class")
+    columns = {"IoU": confusion.iou, "accuracy": confusion.class_accuracy, "precision": confusion.precision}
+    if scores.boundary is not None:
+        columns["boundary F"] = scores.boundary.f_score
+    columns["pixels"] = 100 * confusion.labelled / max(confusion.labelled.sum(), 1)
+    for heading in columns:
+        table.add_column(f"{heading} %", justify="right")
+    for index, name in enumerate(found.labels.classes):
+        cells = [f"{v[index]:.2f}" if key == "pixels" else percent(v[index]) for key, v in columns.items()]
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print()
+
+    lines = {
+        "mean IoU": confusion.mean_iou,
+        "frequency-weighted IoU": confusion.frequency_weighted_iou,
+        "mean Dice": confusion.mean_dice,
+        "mean class accuracy": confusion.mean_accuracy,
+        "pixel accuracy": confusion.pixel_accuracy,
+        "pixel error": confusion.pixel_error,
+    }
+    if scores.boundary is not None:
+        lines["mean boundary F"] = scores.boundary.mean
+    if scores.trimap is not None:
+        for width, accuracy in zip(scores.trimap.widths, scores.trimap.pixel_accuracy, strict=True):
+            lines[f"accuracy within {width} px"] = accuracy
+    for name, value in lines.items():
+        console.print(f"{name:<24}{percent(value):>8} %", highlight=False)
+
+
+def _percent(value: float) -> str:
+    """A share as percent; a dash where there was nothing to count."""
+    return "-" if value != value else f"{100 * value:.2f}"
