@@ -104,17 +104,17 @@ def window(
     for axis, (before, after) in enumerate(((pad.top, pad.bottom), (pad.left, pad.right))):
         extent = (kernel[axis] - 1) * dilation[axis] + 1
         room = size[axis] + before + after - extent
-        if room < 0:
-            raise ValueError(
-                f"{operator}: the kernel spans {extent} elements along the {('height', 'width')[axis]} "
-                f"(kernel {kernel[axis]}, dilation {dilation[axis]}), but the input with its padding has only "
-                f"{size[axis]} + {before} + {after}; use a larger input, more padding or a smaller kernel"
-            )
         count = room // stride[axis] + 1
         if ceil_mode:
             count = -(-room // stride[axis]) + 1
             if (count - 1) * stride[axis] >= size[axis] + before:
                 count -= 1
+        if count < 1:
+            raise ValueError(
+                f"{operator}: the kernel spans {extent} elements along the {('height', 'width')[axis]} "
+                f"(kernel {kernel[axis]}, dilation {dilation[axis]}), but the input with its padding has only "
+                f"{size[axis]} + {before} + {after}; use a larger input, more padding or a smaller kernel"
+            )
         out.append(count)
     return Window(size, kernel, stride, dilation, pad, (out[0], out[1]))
 
