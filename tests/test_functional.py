@@ -59,7 +59,8 @@ def test_every_operator_is_here():
 @pytest.mark.parametrize("name", CALLS)
 def test_lifts_its_operator(rng, name):
     shapes, options = CALLS[name]
-    arrays = [rng.standard_normal(shape) for shape in shapes]
+    draw = rng.random if name == "dice" else rng.standard_normal  # dice takes probabilities
+    arrays = [draw(shape) for shape in shapes]
     tensors = [Tensor(array, requires_grad=True) for array in arrays]
     listed = name in TAKES_A_LIST
     expected, cache = getattr(ops, name)(*([arrays] if listed else arrays), **options)

@@ -168,8 +168,8 @@ def bce_with_logits(logits: Input, targets: Array, **options: Any) -> Tensor:
     return apply(ops.bce_with_logits, ops.bce_with_logits_backward, logits, targets=targets, **options)
 
 
-def dice(logits: Input, labels: Array, **options: Any) -> Tensor:
-    return apply(ops.dice, ops.dice_backward, logits, labels=labels, **options)
+def dice(probabilities: Input, labels: Array, **options: Any) -> Tensor:
+    return apply(ops.dice, ops.dice_backward, probabilities, labels=labels, **options)
 
 
 def _array(value: Input) -> Array:

@@ -231,7 +231,7 @@ class GroupNorm(Module):
 class LocalResponseNorm(Module):
     """Divides each channel by the energy of its neighbour channels (AlexNet, GoogLeNet)."""
 
-    def __init__(self, size: int, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0):
+    def __init__(self, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0):
         self.options = {"size": size, "alpha": alpha, "beta": beta, "k": k}
 
     def forward(self, x: Input) -> Tensor:
