@@ -30,6 +30,7 @@ from tinyseg.ops.dice import dice, dice_backward
 from tinyseg.ops.dropout import dropout, dropout_backward
 from tinyseg.ops.group_norm import group_norm, group_norm_backward
 from tinyseg.ops.linear import linear, linear_backward
+from tinyseg.ops.local_response_norm import local_response_norm, local_response_norm_backward
 from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d, max_unpool2d_backward
 from tinyseg.ops.pad import crop, crop_backward, pad, pad_backward
 from tinyseg.ops.relu import leaky_relu, leaky_relu_backward, relu, relu_backward
@@ -74,6 +75,8 @@ __all__ = [
     "leaky_relu_backward",
     "linear",
     "linear_backward",
+    "local_response_norm",
+    "local_response_norm_backward",
     "log_softmax",
     "log_softmax_backward",
     "max_pool2d",
