@@ -12,9 +12,9 @@ With probabilities p, labels t, g[i,c] = [t[i] = c] and weights w, over all pixe
 
     p (..., C);  t, pixel_weights (...);  class_weights (C,);  loss: one number
 
-It takes probabilities, not logits: put a softmax before it. ε counts pixels. It decides what a class costs that is
-in no label of the batch: with S[c] predicted pixels, S[c] / (S[c] + ε). If all pixels are ignored or have weight 0,
-the loss is 0 and so is its gradient; likewise if all class weights are 0.
+It takes probabilities, not logits: put a softmax before it. ε counts pixels. It decides what a class costs that
+is in no label of the batch: with S[c] predicted pixels, S[c] / (S[c] + ε). If all pixels are ignored or have
+weight 0, the loss is 0 and so is its gradient; likewise if all class weights are 0.
 
 This is a loss, for whole batches and soft predictions. The Dice score of an evaluation is in tinyseg.metrics.
 

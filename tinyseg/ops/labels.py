@@ -29,7 +29,7 @@ def labels_and_weights(
     ignored = None if ignore_label is None else labels == ignore_label
     _check_range(operator, labels, ignored, scores.shape[-1], ignore_label)
     weights = _pixel_weights(operator, pixel_weights, labels.shape, scores.dtype)
-    labels = labels.astype(np.int64, order="C", copy=False)
+    labels = np.require(labels, np.int64, ["C", "W"])  # writable: Numba compiles read-only arrays anew
     if ignored is not None:
         labels, weights = np.where(ignored, 0, labels), np.where(ignored, weights.dtype.type(0), weights)
     return labels, weights
@@ -46,7 +46,7 @@ def class_weights(operator: str, weights: Array, scores: Array) -> Array:
 def _pixel_weights(operator: str, weights: Array | None, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     if weights is None:
         return np.ones(shape, dtype)
-    weights = np.ascontiguousarray(weights, dtype=dtype).reshape(np.shape(weights))
+    weights = np.require(weights, dtype, ["C", "W"])
     checks.shape(operator, "pixel_weights", weights, shape, "that of the labels")
     check_not_negative(operator, "pixel_weights", weights)
     return weights
