@@ -86,7 +86,7 @@ def predict(
             result.failed.append((path, str(error)))
         else:
             side = TILE if tile is None and image.shape[0] * image.shape[1] > LARGE else tile
-            mask = predict_mask(network, image, found.labels, tile=side, margin=margin)
+            mask = predict_mask(network, image, found.labels, tile=side, margin=margin if side else 0)
             result.masks.append(_write_mask(Path(out) / "masks" / name, mask, found.labels))
             if overlays:
                 result.overlays.append(_write_overlay(Path(out) / "overlays" / name, image, mask, found.labels))

@@ -1,5 +1,6 @@
 """Progress for a person: a live line in a terminal, and one line per epoch, which is all where there is none."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -158,4 +159,4 @@ def duration(seconds: float) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
