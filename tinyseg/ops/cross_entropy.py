@@ -150,8 +150,10 @@ def _exp(t):
     exp(r) is its Taylor polynomial of degree 7. log 2 is subtracted in two parts, the first of few bits so that
     n times it is exact. 2^n is written as a float32 by its bits: the exponent, n + 127, stands above 23 others.
     """
-    n = np.floor(t * np.float32(1.44269504) + np.float32(0.5))
-    r = t - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    smallest = np.float32(-87)  # exp(-87) is near the smallest float32
+    x = t if t >= smallest else np.float32(0)  # not NaN, nor minus infinity: they are no integers
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     p = np.float32(1 / 5040)
     p = p * r + np.float32(1 / 720)
     p = p * r + np.float32(1 / 120)
@@ -161,8 +163,10 @@ def _exp(t):
     p = p * r + np.float32(1)
     p = p * r + np.float32(1)
     bits = (np.int32(n) + np.int32(127)) << np.int32(23)
-    power = np.int32(bits).view(np.float32)
-    return np.float32(0) if t < np.float32(-87) else p * power  # the smallest float32 is near exp(-87)
+    y = p * np.int32(bits).view(np.float32)
+    if t < smallest:
+        y = np.float32(0)
+    return t if np.isnan(t) else y
 
 
 def _blocks(logits: Array) -> tuple[int, int]:
