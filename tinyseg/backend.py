@@ -25,6 +25,7 @@ Array = np.ndarray
 """An array of numbers: a `numpy.ndarray`, or a `cupy.ndarray` for operators that have a CUDA kernel."""
 
 Name = Literal["numpy", "numba", "cupy"]
+Implementation = Callable | types.ModuleType
 
 _forced: ContextVar[Name | None] = ContextVar("tinyseg_backend", default=None)
 
@@ -57,15 +58,16 @@ def name_for(array: Array) -> Name:
     return "numba" if numba_is_installed() else "numpy"
 
 
-def choose(array: Array, *, numpy: Callable, numba: Callable, cuda: Callable | None = None) -> Callable:
-    """The one of an operator's implementations that runs on this array."""
+def choose(array: Array, *, numpy: Implementation, numba: Implementation, cuda: Any = None) -> Any:
+    """The one of an operator's implementations that runs on this array: functions, or modules of functions."""
     name = name_for(array)
     if name == "numpy":
         return numpy
     if name == "numba":
         return numba
     if cuda is None:
-        operator = numpy.__module__.rpartition(".")[2]
+        name = numpy.__name__ if isinstance(numpy, types.ModuleType) else numpy.__module__
+        operator = name.removeprefix("tinyseg.ops.").partition(".")[0]
         raise MissingKernel(
             f"{operator} has no CUDA kernel yet; bring the array to the CPU with cupy.asnumpy(x) and run it there"
         )

@@ -56,10 +56,10 @@ class DoubleConv(nn.Module):
         self.norm2 = nn.BatchNorm2d(out_channels, relu=True) if padded else None
 
     def forward(self, x: Input) -> Tensor:
-        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            x = conv(x)
-            x = norm(x) if norm else F.relu(x)
-        return x
+        y = self.conv1(x)
+        y = self.norm1(y) if self.norm1 else F.relu(y)
+        y = self.conv2(y)
+        return self.norm2(y) if self.norm2 else F.relu(y)
 
 
 class UNet(SegmentationNetwork):
