@@ -157,6 +157,10 @@ def slice(x: Input, ranges: Any) -> Tensor:
     return apply(ops.slice, ops.slice_backward, x, ranges=ranges)
 
 
+def reshape(x: Input, shape: Sequence[int]) -> Tensor:
+    return apply(ops.reshape, ops.reshape_backward, x, shape=shape)
+
+
 # ---------------------------------------------------------------------------------------------------------- losses
 
 

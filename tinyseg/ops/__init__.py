@@ -34,6 +34,7 @@ from tinyseg.ops.local_response_norm import local_response_norm, local_response_
 from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d, max_unpool2d_backward
 from tinyseg.ops.pad import crop, crop_backward, pad, pad_backward
 from tinyseg.ops.relu import leaky_relu, leaky_relu_backward, relu, relu_backward
+from tinyseg.ops.reshape import reshape, reshape_backward
 from tinyseg.ops.resize import resize, resize_backward
 from tinyseg.ops.sigmoid import sigmoid, sigmoid_backward, tanh, tanh_backward
 from tinyseg.ops.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
@@ -89,6 +90,8 @@ __all__ = [
     "pad_backward",
     "relu",
     "relu_backward",
+    "reshape",
+    "reshape_backward",
     "resize",
     "resize_backward",
     "sigmoid",
