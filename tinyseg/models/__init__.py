@@ -13,10 +13,16 @@ from functools import partial
 
 import numpy as np
 
+from tinyseg.models.fc_densenet import FCDenseNet
 from tinyseg.models.network import SegmentationNetwork
+from tinyseg.models.plain import Plain
 from tinyseg.models.unet import UNet
 
 MODELS: dict[str, Callable[..., SegmentationNetwork]] = {
+    "fc_densenet56": partial(FCDenseNet, layers=(4, 4, 4, 4, 4, 4), growth=12),
+    "fc_densenet67": partial(FCDenseNet, layers=(5, 5, 5, 5, 5, 5), growth=16),
+    "fc_densenet103": partial(FCDenseNet, layers=(4, 5, 7, 10, 12, 15), growth=16),
+    "plain": Plain,
     "unet": UNet,
     "unet_release": partial(UNet, variant="release"),
     "unet_padded": partial(UNet, variant="padded"),
@@ -53,4 +59,4 @@ def create(
     return build(in_channels, classes, rng=rng, **settings)
 
 
-__all__ = ["MODELS", "SegmentationNetwork", "UNet", "create"]
+__all__ = ["MODELS", "FCDenseNet", "Plain", "SegmentationNetwork", "UNet", "create"]
