@@ -98,24 +98,24 @@ def _moments_numba(x: Array) -> tuple[Array, Array]:
 
 def _forward_numba(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float, relu: bool) -> Array:
     scale = gamma * channel_sums.inverse_deviation(var, eps)
-    return channel_sums.normalise(_one_set(x), mean, scale, beta, relu).reshape(x.shape)
+    return channel_sums.normalise(_one_set(x), mean[None], scale[None], beta, relu).reshape(x.shape)
 
 
 def _backward_numba(dy: Array, cache: BatchNormCache, need: Sequence[bool]) -> list[Array | None]:
-    dy_pixels, x = _one_set(dy), _one_set(cache.x)
+    dy_pixels, x, mean = _one_set(dy), _one_set(cache.x), cache.mean[None]
     y = None if cache.y is None else _one_set(cache.y)
     inverse = channel_sums.inverse_deviation(cache.var, cache.eps).astype(np.float64)
     dx = None
     dbeta = dgamma = mean_g = mean_gn = np.zeros(cache.gamma.shape)  # constant statistics take nothing from g
     if cache.of_batch or need[1] or need[2]:
-        g, product = channel_sums.gradient_sums(dy_pixels, x, y, cache.mean)  # (1, C) each
+        g, product = channel_sums.gradient_sums(dy_pixels, x, y, mean)  # (1, C) each
         dbeta, dgamma = g[0], product[0] * inverse
         if cache.of_batch:
             mean_g, mean_gn = dbeta / x.shape[1], dgamma / x.shape[1]
     if need[0]:
         a = cache.gamma * inverse
         b, d = -a * inverse * mean_gn, -a * mean_g
-        dx = channel_sums.input_gradient(dy_pixels, x, y, cache.mean, a, b, d).reshape(dy.shape)
+        dx = channel_sums.input_gradient(dy_pixels, x, y, mean, a[None], b[None], d[None]).reshape(dy.shape)
     return [dx, dgamma.astype(dy.dtype) if need[1] else None, dbeta.astype(dy.dtype) if need[2] else None]
 
 

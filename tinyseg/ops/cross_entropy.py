@@ -77,55 +77,55 @@ def _backward_reference(logits: Array, labels: Array, weights: Array, scale: flo
 
 
 @kernel
-def _forward_kernel(logits, labels, weights, classes, block, losses):
+def _forward_kernel(logits, labels, weights, block, losses):
     for b in prange(losses.size):
         first = np.int64(b) * block
         last = min(first + block, labels.size)
-        _, top, total = _exponentials(logits, first, last, classes)
+        _, top, total = _exponentials(logits, first, last)
         differences = logarithms = 0.0  # apart, because top + log(total) would lose digits of a small loss
-        for i in range(first, last):
-            if weights[i] != 0:
-                weight = np.float64(weights[i])
-                differences += weight * (np.float64(top[i - first]) - logits[i * classes + labels[i]])
-                logarithms += weight * np.log(total[i - first])
+        for i in range(last - first):
+            pixel = first + i
+            if weights[pixel] != 0:
+                weight = np.float64(weights[pixel])
+                differences += weight * (np.float64(top[i]) - logits[pixel, labels[pixel]])
+                logarithms += weight * np.log(total[i])
         losses[b] = differences + logarithms
 
 
 @kernel
-def _backward_kernel(logits, labels, weights, classes, block, scale, dlogits):
+def _backward_kernel(logits, labels, weights, block, scale, dlogits):
     for b in prange((labels.size + block - 1) // block):
         first = np.int64(b) * block
         last = min(first + block, labels.size)
-        e, _, total = _exponentials(logits, first, last, classes)
-        for i in range(first, last):
-            row = i * classes
-            if weights[i] == 0:
-                for c in range(classes):
-                    dlogits[row + c] = 0
+        e, _, total = _exponentials(logits, first, last)
+        for i in range(last - first):
+            pixel = first + i
+            weight = weights[pixel] * scale
+            factor = weight / total[i]
+            if weights[pixel] == 0:
+                for c in range(logits.shape[1]):
+                    dlogits[pixel, c] = 0
             else:
-                weight = weights[i] * scale
-                factor = weight / total[i - first]
-                for c in range(classes):
-                    dlogits[row + c] = factor * e[c, i - first]
-                dlogits[row + labels[i]] -= weight
+                for c in range(logits.shape[1]):
+                    dlogits[pixel, c] = factor * e[c, i]
+                dlogits[pixel, labels[pixel]] -= weight
 
 
 @kernel
-def _exponentials(logits, first, last, classes):
+def _exponentials(logits, first, last):
     """For the pixels i from first to last - 1: e[c, i] = exp(logit - top[i]), the largest logit top[i], sum_c e.
 
     In e all pixels of one class lie side by side. The loops over them are long, whatever the number of classes, so
     that the compiler can let them handle 8 or 16 numbers at once.
     """
-    pixels = last - first
+    pixels, classes = last - first, logits.shape[1]
     e = np.empty((classes, pixels), logits.dtype)
     top = np.empty(pixels, logits.dtype)
     total = np.empty(pixels, logits.dtype)
     for i in range(pixels):
-        row = (first + i) * classes
-        largest = logits[row]
+        largest = logits[first + i, 0]
         for c in range(classes):
-            logit = logits[row + c]
+            logit = logits[first + i, c]
             largest = max(largest, logit)
             e[c, i] = logit
         top[i] = largest
@@ -134,6 +134,7 @@ def _exponentials(logits, first, last, classes):
         for i in range(pixels):
             t = e[c, i] - top[i]
             e[c, i] = _exp(t) if logits.itemsize == 4 else np.exp(t)
+        for i in range(pixels):  # a loop of its own: the one above would no longer be vectorised
             total[i] += e[c, i]
     return e, top, total
 
@@ -169,27 +170,26 @@ def _exp(t):
     return t if np.isnan(t) else y
 
 
-def _blocks(logits: Array) -> tuple[int, int]:
-    """Pixels in a block, and the number of blocks."""
-    pixels, classes = logits.size // logits.shape[-1], logits.shape[-1]
-    block = max(64, BLOCK_ELEMENTS // classes)
-    return block, -(-pixels // block)
+def _pixels_in_block(logits: Array) -> int:
+    return max(64, BLOCK_ELEMENTS // logits.shape[-1])
+
+
+def _pixels(logits: Array) -> Array:
+    """(..., C) -> (pixels, C)"""
+    return np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
 
 
 def _forward_numba(logits: Array, labels: Array, weights: Array) -> float:
-    logits = np.ascontiguousarray(logits)
-    block, count = _blocks(logits)
-    losses = np.empty(count)
-    _forward_kernel(logits.reshape(-1), labels.reshape(-1), weights.reshape(-1), logits.shape[-1], block, losses)
+    block = _pixels_in_block(logits)
+    losses = np.empty(-(-labels.size // block))
+    _forward_kernel(_pixels(logits), labels.reshape(-1), weights.reshape(-1), block, losses)
     return losses.sum()
 
 
 def _backward_numba(logits: Array, labels: Array, weights: Array, scale: float) -> Array:
-    logits = np.ascontiguousarray(logits)
-    dlogits = np.empty_like(logits)
-    flat = (logits.reshape(-1), labels.reshape(-1), weights.reshape(-1))
-    sizes = (logits.shape[-1], _blocks(logits)[0])
-    _backward_kernel(*flat, *sizes, logits.dtype.type(scale), dlogits.reshape(-1))
+    dlogits = np.empty(logits.shape, logits.dtype)
+    arrays = (_pixels(logits), labels.reshape(-1), weights.reshape(-1))
+    _backward_kernel(*arrays, _pixels_in_block(logits), logits.dtype.type(scale), _pixels(dlogits))
     return dlogits
 
 

@@ -73,40 +73,41 @@ def _backward_reference(labels: Array, weights: Array, everywhere: Array, labell
 
 
 @kernel
-def _forward_kernel(p, labels, weights, classes, block, sums):
+def _forward_kernel(p, labels, weights, block, sums):
     for b in prange(sums.shape[0]):
-        for i in range(np.int64(b) * block, min((np.int64(b) + 1) * block, labels.size)):
+        first = np.int64(b) * block
+        for i in range(first, min(first + block, labels.size)):
             if weights[i] != 0:
                 weight = np.float64(weights[i])
-                for c in range(classes):
-                    sums[b, 1, c] += weight * p[i * classes + c]
-                sums[b, 0, labels[i]] += weight * p[i * classes + labels[i]]
+                for c in range(p.shape[1]):
+                    sums[b, 1, c] += weight * p[i, c]
+                sums[b, 0, labels[i]] += weight * p[i, labels[i]]
                 sums[b, 1, labels[i]] += weight
 
 
 @kernel
 def _backward_kernel(labels, weights, everywhere, labelled, dp):
-    classes = everywhere.size
     for i in prange(labels.size):
-        row = np.int64(i) * classes
-        for c in range(classes):
-            dp[row + c] = weights[i] * everywhere[c]
-        dp[row + labels[i]] += weights[i] * labelled[labels[i]]
+        for c in range(everywhere.size):
+            dp[i, c] = weights[i] * everywhere[c]
+        dp[i, labels[i]] += weights[i] * labelled[labels[i]]
 
 
 def _forward_numba(p: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
     classes = p.shape[-1]
     block = max(1, BLOCK_ELEMENTS // classes)
     sums = np.zeros((-(-labels.size // block), 2, classes))
-    flat = (np.ascontiguousarray(p).reshape(-1), labels.reshape(-1), weights.reshape(-1))
-    _forward_kernel(*flat, classes, block, sums)
+    pixels = np.ascontiguousarray(p).reshape(-1, classes)
+    _forward_kernel(pixels, labels.reshape(-1), weights.reshape(-1), block, sums)
     intersection, total = sums.sum(axis=0)
     return intersection, total
 
 
 def _backward_numba(labels: Array, weights: Array, everywhere: Array, labelled: Array) -> Array:
     dp = np.empty((*labels.shape, everywhere.size), weights.dtype)
-    _backward_kernel(labels.reshape(-1), weights.reshape(-1), everywhere, labelled, dp.reshape(-1))
+    _backward_kernel(
+        labels.reshape(-1), weights.reshape(-1), everywhere, labelled, dp.reshape(-1, everywhere.size)
+    )
     return dp
 
 
