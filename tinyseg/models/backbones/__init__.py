@@ -15,14 +15,33 @@ from functools import partial
 
 import numpy as np
 
+from tinyseg.models.backbones.alexnet import AlexNet
 from tinyseg.models.backbones.classifier import Classifier, ConvolutionalClassifier, as_convolutions
+from tinyseg.models.backbones.densenet import DenseNet
+from tinyseg.models.backbones.googlenet import GoogLeNet
 from tinyseg.models.backbones.resnet import ResNet
+from tinyseg.models.backbones.vgg import VGG, VGGLargeFOV
+from tinyseg.models.backbones.wide_resnet38 import WideResNet38
+from tinyseg.models.backbones.xception import Xception
 
 BACKBONES: dict[str, Callable[..., Classifier]] = {
+    "alexnet": partial(AlexNet, variant="alexnet"),
+    "alexnet_torchvision": partial(AlexNet, variant="torchvision"),
+    "caffenet": partial(AlexNet, variant="caffenet"),
+    "densenet121": DenseNet,
+    "googlenet": GoogLeNet,
+    "googlenet_torchvision": partial(GoogLeNet, variant="torchvision"),
     "resnet18": partial(ResNet, depth=18),
     "resnet34": partial(ResNet, depth=34),
     "resnet50": partial(ResNet, depth=50),
     "resnet101": partial(ResNet, depth=101),
+    "vgg16": VGG,
+    "vgg16_bn": partial(VGG, batch_norm=True),
+    "vgg16_largefov": VGGLargeFOV,
+    "wide_resnet38": WideResNet38,
+    "xception41": partial(Xception, depth=41),
+    "xception65": partial(Xception, depth=65),
+    "xception71": partial(Xception, depth=71),
 }
 
 
@@ -60,9 +79,16 @@ def create(
 
 __all__ = [
     "BACKBONES",
+    "VGG",
+    "AlexNet",
     "Classifier",
     "ConvolutionalClassifier",
+    "DenseNet",
+    "GoogLeNet",
     "ResNet",
+    "VGGLargeFOV",
+    "WideResNet38",
+    "Xception",
     "as_convolutions",
     "create",
 ]

@@ -25,7 +25,7 @@ Source: Long, Shelhamer & Darrell, "Fully convolutional networks for semantic se
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -174,6 +174,16 @@ def _as_convolution(layer: nn.Linear, side: int, padding: int) -> nn.Conv2d:
     conv.weight = nn.Parameter(layer.weight.data.reshape(side, side, inputs // side**2, outputs).copy())
     conv.bias = nn.Parameter(layer.bias.data.copy()) if layer.bias is not None else None
     return conv
+
+
+def up_to_each_pool(layers: nn.Sequential, x: Input, names: Iterable[str]) -> dict[str, Tensor]:
+    """The map behind each max pooling, by the names given for them."""
+    maps, remaining = {}, iter(names)
+    for layer in layers:
+        x = layer(x)
+        if isinstance(layer, nn.MaxPool2d):
+            maps[next(remaining)] = x
+    return maps
 
 
 def scaled(channels: int, width: float, *, multiple: int = 1) -> int:

@@ -37,7 +37,7 @@ stride 2.
 Dilation. With `output_stride` 16 or 8, the last one or two of the stages that would halve the resolution keep it,
 and the kernels behind the missing stride are dilated by 2 instead (by 4 behind two of them). The convolution that
 lost its stride looks at its input as before, with the rate that this input has. Then the dilated network computes
-what the strided one computes, at more places: every second (fourth) pixel of its maps is the strided network's map.
+what the strided one computes, at more places: every second (fourth) pixel of its maps is the strided network's.
 The rates of the 3x3 convolutions of ResNet-50 for output stride 8:
 
                    layer2       layer3              layer4
@@ -46,7 +46,8 @@ The rates of the 3x3 convolutions of ResNet-50 for output stride 8:
     "slim"         1 1 1 1      2 2 2 2 2 2         4 4 4
 
 `first_rate="new"` gives "torchvision" the last rows' rates, as DeepLab ports to its weights do. `multi_grid`
-multiplies the rates of the units of layer4 (DeepLab v3: (1, 2, 4)). `set_dilation` changes all this after training.
+multiplies the rates of the units of layer4 (DeepLab v3: (1, 2, 4)). `set_dilation` changes all this later, for
+instance between training and evaluation.
 
 Stages (channels of ResNet-50 and 101; 18 and 34 have a quarter of them in the layers), with output stride 32:
 
