@@ -1,4 +1,4 @@
-"""What the tests of all networks share: a gradient check of the whole network, and four images to learn by heart."""
+"""What the tests of all networks share: a gradient check of the whole network, and four images to learn."""
 
 import time
 
