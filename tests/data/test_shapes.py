@@ -53,8 +53,8 @@ def test_colour_does_not_tell_the_class():
         for label in np.unique(mask):
             colours[int(label)].append(image[mask == label].mean(axis=0) / 255)
     for label in range(1, 6):
-        np.testing.assert_allclose(np.mean(colours[label], axis=0), 0.45, atol=0.12)
-        assert np.std(colours[label], axis=0).min() > 0.13
+        np.testing.assert_allclose(np.mean(colours[label], axis=0), 0.46, atol=0.1)
+        assert np.std(colours[label], axis=0).min() > 0.2
 
 
 def test_outlines_have_the_areas_of_their_figures():
@@ -65,7 +65,7 @@ def test_outlines_have_the_areas_of_their_figures():
         1: np.pi * 90**2,
         2: np.pi * (95**2 - 45**2),
         3: 156**2,
-        4: 3 * np.sqrt(3) * 57**2,  # an equilateral triangle with an inscribed circle of radius 57
+        4: 3 * np.sqrt(3) * 62**2,  # an equilateral triangle with an inscribed circle of radius 62
         5: 2 * 196 * 60 - 60**2,
     }
     for label, value in expected.items():

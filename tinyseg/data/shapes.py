@@ -1,9 +1,9 @@
 """Synthetic pictures with exact masks, drawn when they are asked for: something to train on without a download.
 
-A picture shows a few textured shapes, which may hide parts of each other, before a textured background. Shapes and
-background take their colours and textures from the same source, so a class is told by its outline alone: a disk
-from a ring by the hole, a square from a triangle by the corners. Light that varies over the picture and noise make
-it harder.
+A picture shows a few textured shapes, which may hide parts of each other, before a textured background. The shapes
+are vivid and the background is dull, but all classes take their colours and textures from the same source, so the
+class is told by the outline alone: a disk from a ring by the hole, a square from a triangle by the corners. Light
+that varies over the picture and noise make it harder.
 
 Picture i of a split depends on the seed, the split and i, and on nothing else: not on the pictures made before, on
 the number of threads or on the machine.
@@ -19,8 +19,8 @@ CLASSES = ("background", "disk", "ring", "square", "triangle", "cross")
 PALETTE = ((40, 44, 52), (224, 108, 92), (97, 175, 239), (229, 192, 103), (142, 192, 110), (186, 120, 214))
 
 # Of 2000 pictures of 128 x 128.
-MEAN = (0.5, 0.5, 0.5)
-STD = (0.25, 0.25, 0.25)
+MEAN = (0.48, 0.48, 0.48)
+STD = (0.24, 0.24, 0.24)
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
@@ -43,9 +43,9 @@ class Shapes:
         length: int | None = None,
         size: Sequence[int] = (128, 128),
         seed: int = 0,
-        objects: Sequence[int] = (2, 5),
-        noise: float = 0.05,
-        occlusion: float = 0.25,
+        objects: Sequence[int] = (2, 4),
+        noise: float = 0.04,
+        occlusion: float = 0.15,
     ):
         if split not in SPLITS:
             raise DataError(f"shapes: no split {split!r}; {nearest(split, SPLITS)}")
@@ -91,7 +91,7 @@ class Shapes:
         """A picture, uint8 (H, W, 3), and its mask, uint8 (H, W)."""
         height, width = self.size
         short = min(height, width)
-        image = _texture(rng, height, width, _muted(rng), 0.1)  # 3 H W: planes, while arithmetic is done on them
+        image = _texture(rng, height, width, _muted(rng), 0.08)  # 3 H W: planes, while arithmetic is done on them
         mask = np.zeros((height, width), np.uint8)
         owner = np.zeros((height, width), np.uint8)  # which shape is seen at a pixel; 0 is none
         visible = np.zeros(256)  # how much of each shape is seen: a share of its area
@@ -103,7 +103,7 @@ class Shapes:
         for _ in range(count):
             label = int(rng.integers(1, len(CLASSES)))
             for _ in range(10):  # places to try, before the shape is given up
-                radius = short * rng.uniform(0.14, 0.25)
+                radius = short * rng.uniform(0.16, 0.27)
                 box, distance = _place(rng, OUTLINES[label], radius, height, width)
                 inside = distance <= 0
                 left = visible - np.bincount(owner[box][inside], minlength=256) / areas
@@ -146,7 +146,7 @@ def _square(u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _triangle(u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    return np.maximum(0.866 * np.abs(u) + 0.5 * v, -v) - 0.57 * radius
+    return np.maximum(0.866 * np.abs(u) + 0.5 * v, -v) - 0.62 * radius
 
 
 def _cross(u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
@@ -165,7 +165,7 @@ def _place(
     row = rng.uniform(inset, height - inset)
     column = rng.uniform(inset, width - inset)
     turn = rng.uniform(0, 2 * np.pi)
-    reach = 1.2 * radius + 1  # the longest outline is a triangle's corner, at 1.14 radius
+    reach = 1.3 * radius + 1  # the farthest point of all is a triangle's corner, at 1.24 radius
     box = (_slice(row, reach, height), _slice(column, reach, width))
     y = np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None] - np.float32(row)
     x = np.arange(box[1].start, box[1].stop, dtype=np.float32)[None, :] - np.float32(column)
@@ -183,7 +183,7 @@ def _slice(centre: float, reach: float, size: int) -> slice:
 def _paint(rng: np.random.Generator, picture: np.ndarray, distance: np.ndarray) -> None:
     """Paint a shape into its box of the picture, (3, h, w), with a smooth edge and a little shade along it."""
     height, width = distance.shape
-    surface = _texture(rng, height, width, _vivid(rng), 0.25)
+    surface = _texture(rng, height, width, _vivid(rng), 0.15)
     depth = (distance * np.float32(-0.25)).clip(0, 1)  # 0 at the edge, 1 from 4 pixels inwards
     surface *= 1 - np.float32(rng.uniform(0.1, 0.4)) * (1 - depth)
     cover = (np.float32(0.5) - distance).clip(0, 1)
@@ -234,7 +234,7 @@ PATTERNS = (_clouds, _clouds, _stripes, _chequers, _dots)
 def _waves(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The phases of two waves at right angles, of a random direction and a length of 6 to 14 pixels."""
     angle = rng.uniform(0, np.pi)
-    frequency = 2 * np.pi / rng.uniform(6, 14)
+    frequency = 2 * np.pi / rng.uniform(5, 9)
     shift = rng.uniform(0, 2 * np.pi, 2)
     y = np.arange(height, dtype=np.float32)[:, None]
     x = np.arange(width, dtype=np.float32)[None, :]
