@@ -5,6 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+SIDE = 64
+"""Height and width of the activations that are timed."""
+
 
 def command(
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Time to spend on each line.")] = 1.0,
@@ -57,7 +60,7 @@ def cases() -> list[tuple[str, Callable[[], Any], float]]:
     from tinyseg import ops
 
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((4, 64, 64, 32), np.float32)
+    x = rng.standard_normal((4, SIDE, SIDE, 32), np.float32)
     w = rng.standard_normal((3, 3, 32, 32), np.float32)
     labels = rng.integers(0, 32, x.shape[:3])
     scale, shift = np.ones(32, np.float32), np.zeros(32, np.float32)
@@ -65,14 +68,14 @@ def cases() -> list[tuple[str, Callable[[], Any], float]]:
     _, norm_cache = ops.batch_norm(x, scale, shift, relu=True)
     flops = 2.0 * y.size * w.shape[0] * w.shape[1] * w.shape[2]
     return [
-        ("conv2d 3x3, 4 x 64 x 64, 32 to 32 channels", lambda: ops.conv2d(x, w, padding=1), flops),
+        (f"conv2d 3x3, 4 x {SIDE} x {SIDE}, 32 to 32 channels", lambda: ops.conv2d(x, w, padding=1), flops),
         ("    backward", lambda: ops.conv2d_backward(y, conv_cache), 2 * flops),
         ("batch_norm with ReLU", lambda: ops.batch_norm(x, scale, shift, relu=True), 0.0),
         ("    backward", lambda: ops.batch_norm_backward(x, norm_cache), 0.0),
         ("max_pool2d 2x2", lambda: ops.max_pool2d(x, 2), 0.0),
         ("resize, twice the size", lambda: ops.resize(x, scale=2), 0.0),
         ("cross_entropy, 32 classes", lambda: ops.cross_entropy(x, labels), 0.0),
-        ("training step, padded U-Net (base 16, depth 3), 4 x 96 x 96", training_step(), 0.0),
+        (f"training step, padded U-Net (base 16, depth 3), 4 x {SIDE} x {SIDE}", training_step(), 0.0),
     ]
 
 
@@ -86,8 +89,8 @@ def training_step() -> Callable[[], Any]:
     rng = np.random.default_rng(0)
     network = models.create("unet_padded", 3, 6, base=16, depth=3, rng=rng)
     optimiser = optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    images = Tensor(rng.standard_normal((4, 96, 96, 3), np.float32))
-    labels = rng.integers(0, 6, (4, 96, 96))
+    images = Tensor(rng.standard_normal((4, SIDE, SIDE, 3), np.float32))
+    labels = rng.integers(0, 6, (4, SIDE, SIDE))
 
     def step() -> None:
         optimiser.zero_grad()

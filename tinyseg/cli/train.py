@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tinyseg.train.config import Config
 
 RUNS = Path("runs")
@@ -39,7 +41,9 @@ def command(
         bool, typer.Option("--resume", help="Go on with an interrupted run: the latest of the preset, or --out.")
     ] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random (train.seed).")] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print every setting with its meaning, and stop.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the configuration, a TOML file to start from, and stop.")
+    ] = False,
 ) -> None:
     """Train a network.
 
@@ -106,24 +110,14 @@ def _configuration(preset: str) -> "tuple[Config, str]":
     return configuration.preset(_name(preset)), _name(preset)
 
 
-def show_settings(console, config: "Config") -> None:
-    """A table of all settings of a configuration: value, what it may be, meaning."""
-    from rich.table import Table
+def show_settings(console: "Console", config: "Config") -> None:
+    """A configuration as a TOML file, coloured in a terminal."""
+    from rich.syntax import Syntax
 
     from tinyseg.train import config as configuration
-    from tinyseg.train import settings
 
-    tables = configuration.to_tables(config)
-    values = dict(configuration.flatten(tables))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("setting", "value", "may be", "meaning"):
-        table.add_column(heading, overflow="fold")
-    for key, entry in configuration.entries(tables).items():
-        value = values.get(key)
-        if key.startswith(("data.train.", "data.val.", "augment.")) and value is None:
-            if key.count(".") > 1 or key.split(".")[1] not in config.augment:
-                continue
-            value = True
-        text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        table.add_row(key, text, settings.describe(entry.kind), entry.help)
-    console.print(table)
+    text = configuration.to_toml(config)
+    if console.is_terminal:
+        console.print(Syntax(text, "toml", theme="ansi_dark", background_color="default"))
+    else:
+        typer.echo(text, nl=False)

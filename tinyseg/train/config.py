@@ -27,7 +27,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from tinyseg import data, models
 from tinyseg.data import transforms
@@ -354,8 +354,43 @@ def _put(tables: dict[str, Any], path: Sequence[str], value: Any) -> None:
         tables[name] = "none" if value is None else value
 
 
+# ----------------------------------------------------------------------------------------------- written as TOML
+
+
 def to_toml(config: Config) -> str:
-    """The configuration as a TOML file."""
+    """The configuration as a TOML file, in full, with the meaning of the settings as comments."""
+    tables = to_tables(config)
+    known = entries(tables)
+    return "\n".join(line for section in tables for line in _section_lines(section, tables[section], known)) + "\n"
+
+
+def _section_lines(name: str, table: Mapping[str, Any], known: Mapping[str, Entry]) -> Iterator[str]:
+    """A section: its settings, those that are none as comments, then the sections below it."""
+    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    lines = {key: f"{key} = {_toml_value(value)}" for key, value in values.items()}
+    if name in CLOSED:
+        unset = (key for key in settings.of_section(CLOSED[name]) if key not in table)
+        lines |= {key: f"# {key} = none" for key in unset}
+    width = max(map(len, lines.values()), default=0)
+    yield f"[{name}]"
+    for key, line in lines.items():
+        comment = _comment(known[f"{name}.{key}"])
+        yield f"{line:<{width}}  # {comment}" if comment else line
+    yield ""
+    for key, below in table.items():
+        if isinstance(below, Mapping):
+            yield from _section_lines(f"{name}.{key}", below, known)
+
+
+def _comment(entry: Entry) -> str:
+    choices = settings.describe(entry.kind) if get_origin(entry.kind) is Literal else ""
+    return ": ".join(part for part in (entry.help, choices) if part)
+
+
+def _toml_value(value: Any) -> str:
+    """A value on one line. (The library would give each element of a list a line of its own.)"""
     import tomli_w
 
-    return tomli_w.dumps(to_tables(config))
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
