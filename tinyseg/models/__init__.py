@@ -13,15 +13,34 @@ from functools import partial
 
 import numpy as np
 
+from tinyseg.models.deeplab_v1 import DeepLabV1
+from tinyseg.models.deeplab_v2 import DeepLabV2
+from tinyseg.models.deeplab_v3 import DeepLabV3, TorchvisionDeepLabV3
+from tinyseg.models.deeplab_v3plus import DeepLabV3Plus
 from tinyseg.models.fc_densenet import FCDenseNet
+from tinyseg.models.fcn_resnet import FCNResNet
 from tinyseg.models.network import SegmentationNetwork
 from tinyseg.models.plain import Plain
 from tinyseg.models.unet import UNet
 
 MODELS: dict[str, Callable[..., SegmentationNetwork]] = {
+    "deeplab_v1_4x4": partial(DeepLabV1, fc6_kernel=4, fc6_rate=4, fc_channels=4096),
+    "deeplab_v1_7x7": partial(DeepLabV1, fc6_kernel=7, fc6_rate=4, fc_channels=4096),
+    "deeplab_v1_largefov": DeepLabV1,
+    "deeplab_v1_msc": partial(DeepLabV1, multi_scale=True),
+    "deeplab_v2_resnet101": partial(DeepLabV2, backbone="resnet101"),
+    "deeplab_v2_vgg16": partial(DeepLabV2, backbone="vgg16"),
+    "deeplab_v3_resnet50": partial(DeepLabV3, backbone="resnet50"),
+    "deeplab_v3_resnet101": partial(DeepLabV3, backbone="resnet101"),
+    "deeplab_v3plus_resnet101": partial(DeepLabV3Plus, backbone="resnet101", separable=False),
+    "deeplab_v3plus_xception65": partial(DeepLabV3Plus, backbone="xception65"),
+    "deeplabv3_resnet50": partial(TorchvisionDeepLabV3, depth=50),
+    "deeplabv3_resnet101": partial(TorchvisionDeepLabV3, depth=101),
     "fc_densenet56": partial(FCDenseNet, layers=(4, 4, 4, 4, 4, 4), growth=12),
     "fc_densenet67": partial(FCDenseNet, layers=(5, 5, 5, 5, 5, 5), growth=16),
     "fc_densenet103": partial(FCDenseNet, layers=(4, 5, 7, 10, 12, 15), growth=16),
+    "fcn_resnet50": partial(FCNResNet, depth=50),
+    "fcn_resnet101": partial(FCNResNet, depth=101),
     "plain": Plain,
     "unet": UNet,
     "unet_release": partial(UNet, variant="release"),
@@ -59,4 +78,16 @@ def create(
     return build(in_channels, classes, rng=rng, **settings)
 
 
-__all__ = ["MODELS", "FCDenseNet", "Plain", "SegmentationNetwork", "UNet", "create"]
+__all__ = [
+    "MODELS",
+    "DeepLabV1",
+    "DeepLabV2",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "FCDenseNet",
+    "FCNResNet",
+    "Plain",
+    "SegmentationNetwork",
+    "UNet",
+    "create",
+]

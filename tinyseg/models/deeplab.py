@@ -1,0 +1,107 @@
+r"""What the DeepLab networks share: scores on a coarse grid, enlarged to the image.
+
+The grid. All strides and paddings of these networks are symmetric, so that pixel i of a map with stride s stands
+for pixel s i of the image, and a map of k + 1 pixels reaches from corner to corner of an image of s k + 1:
+
+    image    0 . . . . . . . 8 . . . . . . . 16      17 pixels
+    map      0               1                2       3 pixels, stride 8
+
+That is why the papers' crops are 321 = 8 * 40 + 1 and 513 = 16 * 32 + 1, and why the scores are enlarged with
+align_corners. An image of another size gets zeros (after normalisation, the mean pixel) at its bottom and right,
+up to the next such size, as the released code pads a crop that is too small; what they were answered is cut off
+again.
+
+Training on shrunk labels, as DeepLab v1 and v2 did: the scores belong to every s-th pixel,
+
+    loss = F.cross_entropy(net.scores(images), labels[:, ::8, ::8], ignore_label=255)
+"""
+
+import numpy as np
+
+from tinyseg import functional as F
+from tinyseg import nn
+from tinyseg.functional import Input
+from tinyseg.models.network import SegmentationNetwork
+from tinyseg.tape import Tensor
+
+CLASSIFIER_INIT = nn.init.normal(0.01)
+
+
+class DeepLab(SegmentationNetwork):
+    """The base class.
+
+    forward:  (N, H, W, in_channels) -> logits (N, H, W, classes)
+    scores:   (N, H, W, in_channels) -> (N, h, w, classes), before they are enlarged
+
+    output_stride  pixels of the image from one pixel of the trunk's last map to the next
+    """
+
+    output_stride: int
+
+    def scores(self, x: Input) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Input) -> Tensor:
+        bottom, right = (-(side - 1) % self.output_stride for side in x.shape[1:3])
+        if bottom or right:
+            x = F.pad(x, (0, bottom, 0, right))
+        logits = F.resize(self.scores(x), x.shape[1:3], align_corners=True)
+        return F.crop(logits, (0, bottom, 0, right)) if bottom or right else logits
+
+    def freeze_norms(self, frozen: bool = True, *, scale_and_shift: bool = False) -> None:
+        """Normalise with the running statistics in training too, and no longer move them.
+
+        For the second stage of training, or for batches too small to have statistics of their own. With
+        `scale_and_shift`, the normalisations do not learn either.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.frozen = frozen
+                module.weight.requires_grad = module.bias.requires_grad = not (frozen and scale_and_shift)
+
+
+class FullyConnected(nn.Module):
+    """VGG's fc6 to fc8 as convolutions, on a map that keeps its size.
+
+    forward:   (N, h, w, in_channels) -> scores (N, h, w, classes)
+    features:  the same without fc8, (N, h, w, channels)
+
+    rate    distance between the pixels under neighbouring weights of fc6
+    beside  channels that fc8 sees besides those of fc7
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        classes: int,
+        *,
+        kernel: int = 3,
+        rate: int = 12,
+        beside: int = 0,
+        dropout: float = 0.5,
+        rng: np.random.Generator,
+    ):
+        padding = (kernel - 1) * rate // 2
+        self.fc6 = nn.Conv2d(in_channels, channels, kernel, padding=padding, dilation=rate, rng=rng)
+        self.dropout6 = nn.Dropout(dropout, rng=rng)
+        self.fc7 = nn.Conv2d(channels, channels, 1, rng=rng)
+        self.dropout7 = nn.Dropout(dropout, rng=rng)
+        self.fc8 = nn.Conv2d(channels + beside, classes, 1, init=CLASSIFIER_INIT, rng=rng)
+
+    def features(self, x: Input) -> Input:
+        x = self.dropout6(F.relu(self.fc6(x)))
+        return self.dropout7(F.relu(self.fc7(x)))
+
+    def forward(self, x: Input) -> Tensor:
+        return self.fc8(self.features(x))
+
+
+def check_settings(model: str, *, in_channels: int, classes: int, width: float) -> None:
+    """The settings that all of them share."""
+    if in_channels < 1:
+        raise ValueError(f"{model}: in_channels must be at least 1, got {in_channels}")
+    if classes < 1:
+        raise ValueError(f"{model}: classes must be at least 1, got {classes}")
+    if not width > 0:
+        raise ValueError(f"{model}: width must be positive, got {width}; 1 is the paper's, 0.25 a quarter of it")
