@@ -12,7 +12,7 @@ own reader would execute with all the rights of the user. See `pickles` for how 
 `safetensors_file` for the containers, `layout` for how weights are turned, and `names` for the rules of names.
 """
 
-from tinyseg.interop.convention import CAFFE, CONVENTIONS, TORCHVISION, VGG_FEATURES, Convention
+from tinyseg.interop.convention import CAFFE, CONVENTIONS, GOOGLENET, TORCHVISION, VGG_FEATURES, Convention
 from tinyseg.interop.errors import WeightsError
 from tinyseg.interop.files import Weights, read_weights, write_weights
 from tinyseg.interop.modules import Loaded, load_weights, save_weights
@@ -20,6 +20,7 @@ from tinyseg.interop.modules import Loaded, load_weights, save_weights
 __all__ = [
     "CAFFE",
     "CONVENTIONS",
+    "GOOGLENET",
     "TORCHVISION",
     "VGG_FEATURES",
     "Convention",

@@ -64,7 +64,10 @@ class Convention:
 
 
 TORCHVISION = Convention((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB", align_corners=False)
-"""All of torchvision's files. Its GoogLeNet rescales the channels again, inside the network."""
+"""All of torchvision's files but one."""
+
+GOOGLENET = Convention((0.5,) * 3, (0.5,) * 3, "RGB")
+"""torchvision's GoogLeNet. It takes images normalised like the others, and rescales them to this first."""
 
 CAFFE = Convention((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,) * 3, "BGR")
 """Networks converted from Caffe: 0..255 with the means subtracted, and blue first."""
@@ -72,4 +75,10 @@ CAFFE = Convention((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,) * 3,
 VGG_FEATURES = Convention((0.48235, 0.45882, 0.40784), (1 / 255,) * 3, "RGB")
 """torchvision's vgg16_features file, which a detector's trunk starts from."""
 
-CONVENTIONS = {"torchvision": TORCHVISION, "caffe": CAFFE, "vgg_features": VGG_FEATURES}
+CONVENTIONS = {
+    "torchvision": TORCHVISION,
+    "googlenet": GOOGLENET,
+    "caffe": CAFFE,
+    "vgg_features": VGG_FEATURES,
+}
+"""By the names that the command line has for them."""

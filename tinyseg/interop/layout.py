@@ -11,12 +11,14 @@ The type of the layer decides, so that nothing has to be said about single netwo
 A fully connected layer on a whole map of s x s pixels has one row for each pixel and channel. Activations are
 N H W C here and N C H W there, so its rows come as (s, s, C) here and as (C, s, s) there. The network knows s: it
 has an attribute `pooled_side`, and lists the layers behind the map in `fully_connected()`.
+GoogLeNet's auxiliary heads have such a layer too, known by its name.
 
 And such a layer may have become a convolution with an s x s kernel, which a file may hold either way:
 
     (O, C s s)  <->  (O, C, s, s)
 """
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,9 @@ from tinyseg.interop.names import COUNTER
 from tinyseg.nn import Buffer, Module, Parameter
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+AUXILIARY_LAYER = re.compile(r"(?:^|\.)aux[12]\.fc1$")
+AUXILIARY_SIDE = 4
 
 
 class Entry(NamedTuple):
@@ -99,6 +104,9 @@ def _sides(module: Module) -> dict[int, int]:
         first = next((layer for layer in behind if isinstance(layer, nn.Linear)), None)
         if first is not None:
             found[id(first)] = side
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and AUXILIARY_LAYER.search(name):
+            found[id(layer)] = AUXILIARY_SIDE
     return found
 
 

@@ -32,8 +32,8 @@ def load_weights(
 ) -> Loaded:
     """Set a network's parameters and running statistics from a file with torchvision's names.
 
-    only         the name of a part, as "backbone": set this part alone. The file may be that of a whole network
-                 with such a part, or of a classifier that is such a part; the rest of it is left aside
+    only         the name of a part, as "backbone" or "trunk": set this part alone. The file may be that of a whole
+                 network with such a part, or of a classifier that is such a part; the rest is left aside
     convention   of the file, where it does not say it itself. The weights of a network that wants BGR are turned,
                  so that the network wants RGB afterwards
 
@@ -75,8 +75,14 @@ def _part(module: Module, name: str) -> Module:
 def _file_names(weights: Weights, only: str | None) -> dict[str, str]:
     """The names in the file by the names that they have in the network, or in its part `only`."""
     by_name = {name: file_name for file_name, name in names.renamed(weights.arrays).items()}
-    inside = {name: f for name, f in by_name.items() if only is not None and name.startswith(f"{only}.")}
-    return {name.removeprefix(f"{only}."): file_name for name, file_name in inside.items()} or by_name
+    if only is None:
+        return by_name
+    for part in (only, *names.TRUNKS) if only in names.TRUNKS else (only,):
+        prefix = f"{part}."
+        inside = {name.removeprefix(prefix): f for name, f in by_name.items() if name.startswith(prefix)}
+        if inside:
+            return inside
+    return by_name
 
 
 def _converted(
@@ -144,12 +150,11 @@ def _misfit(module: Module, weights: Weights, problems: list[str], only: str | N
     network = type(module).__name__ if only is None else f"the {only} of {type(module).__name__}"
     family = names.family(weights.arrays)
     origin = f"The file has the names of torchvision's {family}. " if family else ""
-    trunk = ""
-    if only is None and any(name == "backbone" for name, _ in module.named_children()):
-        trunk = 'To take the trunk alone, pass only="backbone". '
+    trunk = next((name for name, _ in module.named_children() if name in names.TRUNKS), None)
+    advice = f'To take the trunk alone, pass only="{trunk}". ' if trunk and only is None else ""
     return (
         f"{weights.path} does not fit {network}: it belongs to another network, or to one with other settings. "
-        f"{origin}{trunk}{len(problems)} names do not fit, in the layout of the file:\n  " + "\n  ".join(problems)
+        f"{origin}{advice}{len(problems)} names do not fit, in the layout of the file:\n  " + "\n  ".join(problems)
     )
 
 

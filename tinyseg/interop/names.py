@@ -13,6 +13,9 @@ WRAPPERS = ("module.",)
 AUXILIARY = ("aux_classifier.", "aux1.", "aux2.")
 """Heads that only help in training. A file may have them or not, and so may a network."""
 
+TRUNKS = ("backbone", "trunk")
+"""Attributes that hold the trunk of a segmentation network, in torchvision and in most of the networks here."""
+
 COUNTER = "num_batches_tracked"
 """Counts the batches of a batch normalisation. Nothing here depends on it."""
 
