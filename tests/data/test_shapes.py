@@ -83,6 +83,12 @@ def test_nothing_is_hidden_when_occlusion_is_zero():
             assert count <= 2
 
 
+def test_fewer_kinds():
+    dataset = Shapes(kinds=2, size=(32, 32))
+    assert dataset.classes == ("background", "disk", "ring") and len(dataset.palette) == 3
+    assert {int(label) for i in range(20) for label in np.unique(dataset[i].mask)} == {0, 1, 2}
+
+
 def test_wrong_settings():
     with pytest.raises(DataError, match="no split 'valid'; did you mean 'val'"):
         Shapes("valid")
@@ -90,6 +96,8 @@ def test_wrong_settings():
         Shapes(size=(8, 128))
     with pytest.raises(DataError, match=r"objects must be \(least, most\)"):
         Shapes(objects=(5, 2))
+    with pytest.raises(DataError, match="kinds must be 1 to 5, got 6"):
+        Shapes(kinds=6)
     with pytest.raises(DataError, match="length must be 1 or more"):
         Shapes(length=0)
     with pytest.raises(IndexError, match="no number 800"):

