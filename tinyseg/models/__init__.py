@@ -18,6 +18,7 @@ from tinyseg.models.deeplab_v2 import DeepLabV2
 from tinyseg.models.deeplab_v3 import DeepLabV3, TorchvisionDeepLabV3
 from tinyseg.models.deeplab_v3plus import DeepLabV3Plus
 from tinyseg.models.fc_densenet import FCDenseNet
+from tinyseg.models.fcn import FCN
 from tinyseg.models.fcn_resnet import FCNResNet
 from tinyseg.models.network import SegmentationNetwork
 from tinyseg.models.plain import Plain
@@ -39,6 +40,12 @@ MODELS: dict[str, Callable[..., SegmentationNetwork]] = {
     "fc_densenet56": partial(FCDenseNet, layers=(4, 4, 4, 4, 4, 4), growth=12),
     "fc_densenet67": partial(FCDenseNet, layers=(5, 5, 5, 5, 5, 5), growth=16),
     "fc_densenet103": partial(FCDenseNet, layers=(4, 5, 7, 10, 12, 15), growth=16),
+    "fcn32s": partial(FCN, stride=32),
+    "fcn16s": partial(FCN, stride=16),
+    "fcn8s": FCN,
+    "fcn8s_at_once": partial(FCN, at_once=True),
+    "fcn_alexnet": partial(FCN, backbone="alexnet", stride=32),
+    "fcn_googlenet": partial(FCN, backbone="googlenet", stride=32, padding="same"),
     "fcn_resnet50": partial(FCNResNet, depth=50),
     "fcn_resnet101": partial(FCNResNet, depth=101),
     "plain": Plain,
@@ -79,6 +86,7 @@ def create(
 
 
 __all__ = [
+    "FCN",
     "MODELS",
     "DeepLabV1",
     "DeepLabV2",
