@@ -19,8 +19,9 @@ column D. For an image of 224 x 224 pixels:
     fc7      fully connected                 4096           1       41    1x1, 1024 channels
     fc8      fully connected                 classes        1       41    1x1
 
-A ReLU follows each convolution and each fully connected layer but the last; dropout 0.5 fc6 and fc7. Parameters
-for 1000 classes: 138,357,544, of which the convolutions are 14,714,688; 138,365,992 with batch normalisation.
+A ReLU follows each convolution and each fully connected layer but the last, and dropout (0.5) follows fc6 and fc7.
+Parameters for 1000 classes: 138,357,544, of which the convolutions are 14,714,688; with batch normalisation
+138,365,992.
 
 LargeFOV is the same network as DeepLab turned it into one of convolutions (Chen, Papandreou, Kokkinos, Murphy &
 Yuille, "Semantic image segmentation with deep convolutional nets and fully connected CRFs", ICLR 2015): the last
