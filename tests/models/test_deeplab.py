@@ -190,3 +190,30 @@ def test_names_of_the_family():
     for name in models.MODELS:
         if name.startswith("deeplab_"):
             assert issubclass(getattr(models.MODELS[name], "func", models.MODELS[name]), DeepLab), name
+
+
+# Name, settings, and how long and fast to train.
+BY_HEART = {
+    "v1": ("deeplab_v1_largefov", {"width": 1 / 8, "dropout": 0.0}, {"lr": 1e-3, "steps": 2000}),
+    "v2": ("deeplab_v2_resnet101", {"backbone": "resnet18", "width": 1 / 4}, {}),
+    "v3": (
+        "deeplab_v3_resnet50",
+        {"backbone": "resnet18", "width": 1 / 4, "output_stride": 8, "dropout": 0.0},
+        {},
+    ),
+    "v3+": (
+        "deeplab_v3plus_resnet101",
+        {"backbone": "resnet18", "width": 1 / 4, "output_stride": 8, "dropout": 0.0},
+        {},
+    ),
+    "torchvision": ("fcn_resnet50", {"depth": 18, "width": 1 / 4, "auxiliary": False}, {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", BY_HEART)
+def test_learns_four_images_by_heart(key, learn_by_heart):
+    """Objects have to be larger than the 8 pixels between two scores, so the middle of each image is enlarged."""
+    name, settings, training = BY_HEART[key]
+    net = models.create(name, 3, 11, rng=np.random.default_rng(0), **settings)
+    assert learn_by_heart(net, size=(193, 257), part=0.2, **training) >= 0.95
