@@ -18,7 +18,11 @@ def explain(error: BaseException) -> str | None:
 def _user_errors() -> tuple[type[BaseException], ...]:
     """The classes, without importing the modules that define them: an error of theirs would have done so."""
     classes = []
-    for module, name in (("tinyseg.train.errors", "UserError"), ("tinyseg.data.sample", "DataError")):
+    for module, name in (
+        ("tinyseg.train.errors", "UserError"),
+        ("tinyseg.data.sample", "DataError"),
+        ("tinyseg.interop.errors", "WeightsError"),
+    ):
         if module in sys.modules:
             classes.append(getattr(sys.modules[module], name))
     return tuple(classes)

@@ -16,6 +16,11 @@ from tinyseg.interop.pth import Content
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
+OWN = (
+    "is a checkpoint of tinyseg, in a layout of its own; `tinyseg convert` exports it, and "
+    "tinyseg.train.prediction.load opens it"
+)
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -41,6 +46,8 @@ def read_weights(path: str | Path) -> Weights:
     try:
         with path.open("rb") as file, _mapped(file) as mapped:
             content = _read(file, mapped)
+        if str(content.metadata.get("format")).startswith("tinyseg"):
+            raise WeightsError(OWN)
         found = Convention.from_metadata(content.metadata)
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error.__cause__
