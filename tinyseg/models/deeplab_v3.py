@@ -17,17 +17,16 @@ Chen, Papandreou, Schroff & Adam, "Rethinking atrous convolution for semantic im
                                             |
                                            1x1 conv, classes -- x16 -- logits 513
 
-Output stride. A stage that would halve the map a fifth time keeps its size, and what follows is dilated by twice
-the rate instead. The same weights then answer at twice as many places: `set_output_stride` changes it after
-training (the paper trains with 16 and evaluates with 8).
+Output stride. A stage that would make the map coarser than that keeps its size, and the kernels behind it are
+dilated by twice the rate instead. The same weights then answer on a grid twice as fine: `set_output_stride` changes
+it after training (the paper trains with 16 and evaluates with 8).
 
     output stride   layer3   layer4, multi-grid (1, 2, 4)   ASPP
     32              1        1 2 4                           3  6  9
     16              1        2 4  8                          6 12 18
      8              2        4 8 16                         12 24 36
 
-Multi-grid: the three units of layer4 multiply the rate of their stage by 1, 2, 4, and so do those of blocks 5 to
-7.
+Multi-grid: the three units of layer4, and of each block behind it, multiply the rate of their stage by 1, 2, 4.
 
     network                        parameters, 21 classes
     ResNet-50,  ASPP               39,048,533   (stem="64-64-128": 39,172,309)
@@ -45,7 +44,8 @@ Differences from the paper, or choices where paper and release differ
     * stem="7x7" is the paper's text. Its operation counts (81.02 billion for 513 x 513) agree with the released
       code's three 3x3 convolutions, stem="64-64-128".
     * style="slim", as released: the stride of a stage sits in the last unit of the stage before, so that the sizes
-      above are half of what ResNet's paper has in layer1 to layer3. The others are settings too.
+      of layer1 and layer2 above are half of those in ResNet's paper. The others are settings too; in style
+      "torchvision" all units of a dilated stage take the rate of the table.
     * No code was released for blocks 5 to 7. Here all of their units have identity shortcuts, as the shapes
       permit, and strides sit where `style` says.
     * Logits are enlarged with align_corners, as in the release, and images padded to the grid (deeplab.py).
