@@ -18,8 +18,8 @@ Chen, Papandreou, Schroff & Adam, "Rethinking atrous convolution for semantic im
                                            1x1 conv, classes -- x16 -- logits 513
 
 Output stride. A stage that would make the map coarser than that keeps its size, and the kernels behind it are
-dilated by twice the rate instead. The same weights then answer on a grid twice as fine: `set_output_stride` changes
-it after training (the paper trains with 16 and evaluates with 8).
+dilated by twice the rate instead. The same weights then answer on a grid twice as fine: `set_output_stride`
+changes it after training (the paper trains with 16 and evaluates with 8).
 
     output stride   layer3   layer4, multi-grid (1, 2, 4)   ASPP
     32              1        1 2 4                           3  6  9
