@@ -22,6 +22,7 @@ from tinyseg.models.fcn import FCN
 from tinyseg.models.fcn_resnet import FCNResNet
 from tinyseg.models.network import SegmentationNetwork
 from tinyseg.models.plain import Plain
+from tinyseg.models.spp import SPPNet
 from tinyseg.models.unet import UNet
 
 MODELS: dict[str, Callable[..., SegmentationNetwork]] = {
@@ -95,6 +96,7 @@ __all__ = [
     "FCDenseNet",
     "FCNResNet",
     "Plain",
+    "SPPNet",
     "SegmentationNetwork",
     "UNet",
     "create",
