@@ -36,6 +36,10 @@ def linear(x: Input, w: Input, b: Input | None = None) -> Tensor:
     return apply(ops.linear, ops.linear_backward, x, w, b)
 
 
+def encoding(x: Input, codewords: Input, scales: Input) -> Tensor:
+    return apply(ops.encoding, ops.encoding_backward, x, codewords, scales)
+
+
 # -------------------------------------------------------------------------------------------- pooling and resizing
 
 
@@ -85,6 +89,18 @@ def crop(x: Input, sides: Any = None, **options: Any) -> Tensor:
     return apply(ops.crop, ops.crop_backward, x, sides=sides, **options)
 
 
+def gaussian_blur(x: Input, **options: Any) -> Tensor:
+    return apply(ops.gaussian_blur, ops.gaussian_blur_backward, x, **options)
+
+
+def spatial_gradient(x: Input) -> Tensor:
+    return apply(ops.spatial_gradient, ops.spatial_gradient_backward, x)
+
+
+def gradient_magnitude(x: Input, **options: Any) -> Tensor:
+    return apply(ops.gradient_magnitude, ops.gradient_magnitude_backward, x, **options)
+
+
 # --------------------------------------------------------------------------------------------------- normalisation
 
 
@@ -127,6 +143,10 @@ def softmax(x: Input) -> Tensor:
 
 def log_softmax(x: Input) -> Tensor:
     return apply(ops.log_softmax, ops.log_softmax_backward, x)
+
+
+def gumbel_softmax(x: Input, **options: Any) -> Tensor:
+    return apply(ops.gumbel_softmax, ops.gumbel_softmax_backward, x, **options)
 
 
 def add(a: Input, b: Input | float) -> Tensor:
@@ -174,6 +194,14 @@ def bce_with_logits(logits: Input, targets: Array, **options: Any) -> Tensor:
 
 def dice(probabilities: Input, labels: Array, **options: Any) -> Tensor:
     return apply(ops.dice, ops.dice_backward, probabilities, labels=labels, **options)
+
+
+def balanced_edge_loss(logits: Input, edges: Array, **options: Any) -> Tensor:
+    return apply(ops.balanced_edge_loss, ops.balanced_edge_loss_backward, logits, edges=edges, **options)
+
+
+def dual_task_loss(logits: Input, labels: Array, **options: Any) -> Tensor:
+    return apply(ops.dual_task_loss, ops.dual_task_loss_backward, logits, labels=labels, **options)
 
 
 def _array(value: Input) -> Array:

@@ -20,6 +20,7 @@ from tinyseg.ops.adaptive_pool2d import (
 )
 from tinyseg.ops.arithmetic import add, add_backward, mul, mul_backward
 from tinyseg.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward
+from tinyseg.ops.balanced_edge_loss import balanced_edge_loss, balanced_edge_loss_backward
 from tinyseg.ops.batch_norm import batch_norm, batch_norm_backward
 from tinyseg.ops.bce_with_logits import bce_with_logits, bce_with_logits_backward
 from tinyseg.ops.concat import concat, concat_backward, slice, slice_backward
@@ -28,7 +29,10 @@ from tinyseg.ops.conv_transpose2d import conv_transpose2d, conv_transpose2d_back
 from tinyseg.ops.cross_entropy import cross_entropy, cross_entropy_backward
 from tinyseg.ops.dice import dice, dice_backward
 from tinyseg.ops.dropout import dropout, dropout_backward
+from tinyseg.ops.dual_task_loss import dual_task_loss, dual_task_loss_backward
+from tinyseg.ops.encoding import encoding, encoding_backward
 from tinyseg.ops.group_norm import group_norm, group_norm_backward
+from tinyseg.ops.gumbel_softmax import gumbel_softmax, gumbel_softmax_backward
 from tinyseg.ops.linear import linear, linear_backward
 from tinyseg.ops.local_response_norm import local_response_norm, local_response_norm_backward
 from tinyseg.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_unpool2d, max_unpool2d_backward
@@ -38,6 +42,14 @@ from tinyseg.ops.reshape import reshape, reshape_backward
 from tinyseg.ops.resize import resize, resize_backward
 from tinyseg.ops.sigmoid import sigmoid, sigmoid_backward, tanh, tanh_backward
 from tinyseg.ops.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
+from tinyseg.ops.spatial_gradient import (
+    gaussian_blur,
+    gaussian_blur_backward,
+    gradient_magnitude,
+    gradient_magnitude_backward,
+    spatial_gradient,
+    spatial_gradient_backward,
+)
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -48,6 +60,8 @@ __all__ = [
     "add_backward",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "balanced_edge_loss",
+    "balanced_edge_loss_backward",
     "batch_norm",
     "batch_norm_backward",
     "bce_with_logits",
@@ -66,12 +80,22 @@ __all__ = [
     "dice_backward",
     "dropout",
     "dropout_backward",
+    "dual_task_loss",
+    "dual_task_loss_backward",
+    "encoding",
+    "encoding_backward",
+    "gaussian_blur",
+    "gaussian_blur_backward",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
     "global_max_pool2d",
     "global_max_pool2d_backward",
+    "gradient_magnitude",
+    "gradient_magnitude_backward",
     "group_norm",
     "group_norm_backward",
+    "gumbel_softmax",
+    "gumbel_softmax_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "linear",
@@ -100,6 +124,8 @@ __all__ = [
     "slice_backward",
     "softmax",
     "softmax_backward",
+    "spatial_gradient",
+    "spatial_gradient_backward",
     "tanh",
     "tanh_backward",
 ]

@@ -1,0 +1,77 @@
+r"""Gumbel softmax: a random one-hot choice, made so soft that it can be differentiated.
+
+    y[i,c] = softmax over c of  (x[i,c] + g[i,c]) / temperature,          g[i,c] = -log(-log u[i,c])
+
+    x, y  (..., C);   u  uniform between 0 and 1, one for each element
+
+The largest of x[c] + g[c] is channel c with the probability softmax(x)[c] (Gumbel's trick): so the argmax of y is
+a draw from what the scores say, and with a temperature near 0 y is its one-hot vector. At a moderate temperature
+y is still nearly one-hot, but has a gradient where the argmax has none. Without noise (seed None) y is the
+softmax, sharpened.
+
+The noise. u is a function of the element's number, the seed and the offset, from the counter-based generator of
+tinyseg/ops/dropout.py: u = (word + 1/2) / 2^32, never 0 or 1. Every backend draws the same, and a resumed training
+draws what the first one would have.
+
+Backward. The noise is a constant, hence with s = sum_c dy[i,c] y[i,c]
+
+    dx[i,c] = y[i,c] (dy[i,c] - s) / temperature
+
+Cost per element: the generator (5 products of integers), two logarithms, one exponential.
+
+Sources: Jang, Gu & Poole, "Categorical reparameterization with Gumbel-softmax", ICLR 2017, equation 2; Maddison,
+Mnih & Teh, "The concrete distribution", ICLR 2017, equation 10.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyseg.backend import Array
+from tinyseg.ops import checks
+from tinyseg.ops.dropout import random_words
+from tinyseg.ops.softmax import SoftmaxCache, softmax, softmax_backward
+
+
+class GumbelSoftmaxCache(NamedTuple):
+    softmax: SoftmaxCache
+    temperature: float
+
+
+def gumbel_noise(shape: tuple[int, ...], *, seed: int, offset: int = 0) -> Array:
+    """-log(-log u): float64, mean 0.5772 (Euler's constant), variance pi^2 / 6, between -3.2 and 23."""
+    words = random_words(int(np.prod(shape)), seed=seed, offset=offset).reshape(shape)
+    return -np.log(-np.log((words + 0.5) / 2**32))
+
+
+# ------------------------------------------------------------------------------------------------------- public
+
+
+def gumbel_softmax(
+    x: Array, *, temperature: float = 1.0, seed: int | None, offset: int = 0
+) -> tuple[Array, GumbelSoftmaxCache]:
+    """A soft random choice from scores x (..., C): positive, and of sum 1 over the last axis.
+
+    temperature   more than 0; the lower, the nearer to one-hot
+    seed, offset  integers from 0 to 2^64 - 1, which the noise is a function of; seed None is for no noise
+
+    >>> gumbel_softmax(np.log(np.array([1.0, 3.0])), temperature=0.5, seed=None)[0]
+    array([0.1, 0.9])
+    """
+    checks.floating("gumbel_softmax", x=x)
+    if not temperature > 0:
+        raise ValueError(f"gumbel_softmax: temperature must be more than 0, got {temperature}; near 0 is one-hot")
+    for name, number in (("seed", seed), ("offset", offset)):
+        if number is not None and not (hasattr(number, "__index__") and 0 <= number < 2**64):
+            raise ValueError(f"gumbel_softmax: {name} must be an integer from 0 to 2^64 - 1, got {number!r}")
+    noisy = x
+    if seed is not None:
+        noisy = x + gumbel_noise(x.shape, seed=int(seed), offset=int(offset)).astype(x.dtype)
+    y, cache = softmax(noisy / x.dtype.type(temperature))
+    return y, GumbelSoftmaxCache(cache, float(temperature))
+
+
+def gumbel_softmax_backward(dy: Array, cache: GumbelSoftmaxCache) -> Array:
+    """The gradient with respect to `x`, of the shape of `dy`."""
+    checks.upstream("gumbel_softmax_backward", dy, cache.softmax.y.shape, cache.softmax.y.dtype)
+    return softmax_backward(dy, cache.softmax) / dy.dtype.type(cache.temperature)
