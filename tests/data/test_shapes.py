@@ -44,9 +44,9 @@ def test_every_class_is_common_and_the_statistics_are_as_stated():
     np.testing.assert_allclose(images.std((0, 1, 2)), dataset.std, atol=0.04)
 
 
-def test_colour_does_not_tell_the_class():
+def test_with_any_surface_colour_does_not_tell_the_class():
     """The mean colour of a class over many pictures is the same for all of them, and it varies as widely."""
-    dataset = Shapes()
+    dataset = Shapes(surfaces="any")
     colours = {label: [] for label in range(6)}
     for i in range(150):
         image, mask, *_ = dataset[i]
@@ -96,6 +96,8 @@ def test_wrong_settings():
         Shapes(size=(8, 128))
     with pytest.raises(DataError, match=r"objects must be \(least, most\)"):
         Shapes(objects=(5, 2))
+    with pytest.raises(DataError, match='surfaces must be "own" or "any", got \'all\''):
+        Shapes(surfaces="all")
     with pytest.raises(DataError, match="kinds must be 1 to 5, got 6"):
         Shapes(kinds=6)
     with pytest.raises(DataError, match="length must be 1 or more"):
