@@ -9,6 +9,7 @@ import pytest
 import tinyseg
 from tinyseg.train import config
 from tinyseg.train.checkpoint import Labels
+from tinyseg.train.reporters import Reporter
 
 TINY = (
     "data.size=16,16",
@@ -64,3 +65,29 @@ def same_bits():
         return {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
 
     return lambda a, b: described(a) == described(b)
+
+
+@pytest.fixture
+def signal_at():
+    """A reporter that sends this process a signal after a step, or during a validation, so many times."""
+    return SignalAt
+
+
+class SignalAt(Reporter):
+    def __init__(self, number, *, step=None, epoch_validated=None, times=1):
+        self.number, self.step, self.epoch, self.times = number, step, epoch_validated, times
+
+    def run_started(self, trainer):
+        self.trainer = trainer
+
+    def step_done(self, step):
+        if self.trainer.progress.step == self.step:
+            self._send()
+
+    def image_validated(self, done, total):
+        if self.trainer.progress.epoch + 1 == self.epoch and done == 1:
+            self._send()
+
+    def _send(self):
+        for _ in range(self.times):
+            os.kill(os.getpid(), self.number)

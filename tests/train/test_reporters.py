@@ -8,7 +8,6 @@ import types
 import pytest
 from rich.console import Console
 
-from tests.train.test_trainer import SignalAt
 from tinyseg.train import config, train
 from tinyseg.train.errors import SettingError
 from tinyseg.train.reporters import Pictures, file_reporters
@@ -48,8 +47,8 @@ def test_a_terminal_shows_loss_score_speed_and_time_left(tmp_path, tiny):
     assert text.endswith("\n")
 
 
-def test_a_stopped_run_says_how_to_go_on(tmp_path, tiny, paper):
-    train(tiny, tmp_path / "run", reporters=[SignalAt(signal.SIGTERM, step=4), Terminal(paper)])
+def test_a_stopped_run_says_how_to_go_on(tmp_path, tiny, paper, signal_at):
+    train(tiny, tmp_path / "run", reporters=[signal_at(signal.SIGTERM, step=4), Terminal(paper)])
     text = paper.file.getvalue()
     assert "Stopped by SIGTERM after step 4; nothing is lost" in text
     assert f"tinyseg train --resume --out {tmp_path / 'run'}" in text

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import threading
 
@@ -31,24 +30,6 @@ def final_state(folder):
     last = checkpoint.load(folder / "last.safetensors")
     assert last.optimiser is not None
     return {**last.model, **{f"optimiser/{name}": value for name, value in last.optimiser.items()}}
-
-
-class SignalAt(Reporter):
-    """Sends this process a signal after a step, or during a validation."""
-
-    def __init__(self, number, *, step=None, epoch_validated=None):
-        self.number, self.step, self.epoch = number, step, epoch_validated
-
-    def run_started(self, trainer):
-        self.trainer = trainer
-
-    def step_done(self, step):
-        if self.trainer.progress.step == self.step:
-            os.kill(os.getpid(), self.number)
-
-    def image_validated(self, done, total):
-        if self.trainer.progress.epoch + 1 == self.epoch and done == 1:
-            os.kill(os.getpid(), self.number)
 
 
 def test_a_run_leaves_everything_behind(tmp_path, tiny):
@@ -93,9 +74,9 @@ def test_another_seed_gives_other_weights(tmp_path, tiny, same_bits):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("when", [{"step": 6}, {"step": 8}, {"epoch_validated": 2}])
-def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path, tiny, number, when, same_bits):
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path, tiny, number, when, same_bits, signal_at):
     whole = train(tiny, tmp_path / "whole", reporters=[])
-    stopped = train(tiny, tmp_path / "parts", reporters=[SignalAt(number, **when)])
+    stopped = train(tiny, tmp_path / "parts", reporters=[signal_at(number, **when)])
     assert stopped.stopped_by == number.name
     assert stopped.epochs < 4
     resumed = train(out=tmp_path / "parts", resume=True, reporters=[])
@@ -109,20 +90,20 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path, tiny, numbe
 @pytest.mark.parametrize(
     "options", [["optim.name=sgd"], ["optim.name=rmsprop", "train.accumulate=2"], ["loss.dice=1"]]
 )
-def test_so_it_is_with_other_settings(tmp_path, tiny, options, same_bits):
+def test_so_it_is_with_other_settings(tmp_path, tiny, options, same_bits, signal_at):
     varied = config.override(tiny, options)
     train(varied, tmp_path / "whole", reporters=[])
-    train(varied, tmp_path / "parts", reporters=[SignalAt(signal.SIGTERM, step=5)])
+    train(varied, tmp_path / "parts", reporters=[signal_at(signal.SIGTERM, step=5)])
     train(out=tmp_path / "parts", resume=True, reporters=[])
     assert same_bits(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
 
 
-def test_dropout_and_kernels_resume_to_the_same_bits(tmp_path, tiny, same_bits):
+def test_dropout_and_kernels_resume_to_the_same_bits(tmp_path, tiny, same_bits, signal_at):
     """With the Numba kernels, and a network that drops out; the counters of its masks are in the checkpoint."""
     dropping = config.override(tiny, [*UNPADDED, "train.epochs=2"])
     with tinyseg.use("numba"):
         train(dropping, tmp_path / "whole", reporters=[])
-        train(dropping, tmp_path / "parts", reporters=[SignalAt(signal.SIGTERM, step=2)])
+        train(dropping, tmp_path / "parts", reporters=[signal_at(signal.SIGTERM, step=2)])
         train(out=tmp_path / "parts", resume=True, reporters=[])
     assert any(name.endswith("calls") for name in final_state(tmp_path / "whole"))
     assert same_bits(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
@@ -175,14 +156,9 @@ def test_the_old_signal_handlers_come_back(tmp_path, tiny):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_second_ctrl_c_does_not_wait(tmp_path, tiny):
-    class Twice(SignalAt):
-        def step_done(self, step):
-            super().step_done(step)
-            super().step_done(step)
-
+def test_a_second_ctrl_c_does_not_wait(tmp_path, tiny, signal_at):
     with pytest.raises(KeyboardInterrupt):
-        train(tiny, tmp_path / "run", reporters=[Twice(signal.SIGINT, step=5)])
+        train(tiny, tmp_path / "run", reporters=[signal_at(signal.SIGINT, step=5, times=2)])
     assert checkpoint.load(tmp_path / "run" / "last.safetensors").progress.epoch == 1  # the last whole epoch
 
 
@@ -286,8 +262,8 @@ def test_another_optimiser_cannot_go_on(tmp_path, tiny):
         train(config.override(tiny, ["optim.name=sgd"]), tmp_path / "run", resume=True, reporters=[])
 
 
-def test_batches_cannot_change_in_the_middle_of_an_epoch(tmp_path, tiny):
-    train(tiny, tmp_path / "run", reporters=[SignalAt(signal.SIGTERM, step=2)])
+def test_batches_cannot_change_in_the_middle_of_an_epoch(tmp_path, tiny, signal_at):
+    train(tiny, tmp_path / "run", reporters=[signal_at(signal.SIGTERM, step=2)])
     with pytest.raises(SettingError, match=r"stopped in the middle of epoch 1: data, train.batch and train.seed"):
         train(config.override(tiny, ["train.batch=3"]), tmp_path / "run", resume=True, reporters=[])
 
