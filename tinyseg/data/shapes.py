@@ -1,15 +1,15 @@
 """Synthetic pictures with exact masks, drawn when they are asked for: something to train on without a download.
 
 A picture shows a few textured shapes, which may hide parts of each other, before a cloudy background. As with real
-things, outline and surface both tell the class: a ring has a hole, a square is chequered. Colour does not: all
-classes draw theirs from the same source. Light that varies over the picture and noise make it harder. With
-`surfaces="any"` every shape has a random texture, and the outline alone tells the class: that takes a network about
-three times as long to learn.
+things, colour, surface and outline all hint at the class: disks are often red, squares are chequered, rings have
+holes. Light varies over the picture, and there is noise. With `surfaces="any"` a shape has any colour and any
+texture, and its outline alone tells the class: that takes a network several times as long to learn.
 
 Picture i of a split depends on the seed, the split and i, and on nothing else: not on the pictures made before, on
 the number of threads or on the machine.
 """
 
+import colorsys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,8 +23,6 @@ PALETTE = ((40, 44, 52), (224, 108, 92), (97, 175, 239), (229, 192, 103), (142, 
 MEAN = (0.49, 0.49, 0.49)
 STD = (0.21, 0.21, 0.21)
 
-import os as _os
-R0, R1 = (float(v) for v in _os.environ.get("RAD", "0.16,0.27").split(","))
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
@@ -38,7 +36,7 @@ class Shapes:
     objects    the least and the most shapes in a picture of equal sides; a longer one gets more
     noise      the largest standard deviation of the pixel noise, in 0..1; each picture draws its own
     occlusion  the largest share of a shape that others may hide
-    surfaces   "own": each class has a texture of its own; "any": all classes share all textures
+    surfaces   "own": each class has a texture and a range of hues; "any": all classes share all of them
     """
 
     def __init__(
@@ -103,9 +101,8 @@ class Shapes:
         """A picture, uint8 (H, W, 3), and its mask, uint8 (H, W)."""
         height, width = self.size
         short = min(height, width)
-        image = _texture(
-            rng, _clouds, height, width, _muted(rng), 0.08
-        )  # 3 H W: planes, while arithmetic is done on them
+        # 3 H W: planes, while arithmetic is done on them.
+        image = _texture(rng, _clouds, height, width, _muted(rng), 0.08)
         mask = np.zeros((height, width), np.uint8)
         owner = np.zeros((height, width), np.uint8)  # which shape is seen at a pixel; 0 is none
         visible = np.zeros(256)  # how much of each shape is seen: a share of its area
@@ -117,7 +114,7 @@ class Shapes:
         for _ in range(count):
             label = int(rng.integers(1, len(self.classes)))
             for _ in range(10):  # places to try, before the shape is given up
-                radius = short * rng.uniform(R0, R1)
+                radius = short * rng.uniform(0.18, 0.3)
                 box, distance = _place(rng, OUTLINES[label], radius, height, width)
                 inside = distance <= 0
                 left = visible - np.bincount(owner[box][inside], minlength=256) / areas
@@ -131,8 +128,9 @@ class Shapes:
             visible = left
             visible[drawn] = 1
             areas[drawn] = inside.sum()
-            pattern = PATTERNS[label if self.surfaces == "own" else int(rng.integers(1, len(self.classes)))]
-            _paint(rng, pattern, image[:, *box], distance)
+            surface = label if self.surfaces == "own" else int(rng.integers(1, len(CLASSES)))
+            hue_range = HUE_RANGE if self.surfaces == "own" else 0.5
+            _paint(rng, PATTERNS[surface], _vivid(rng, HUES[surface], hue_range), image[:, *box], distance)
 
         light = np.float32(0.8) + np.float32(0.4) * _smooth_noise(rng, height, width, 3)
         grain = rng.standard_normal((3, height, width), np.float32)
@@ -195,10 +193,12 @@ def _slice(centre: float, reach: float, size: int) -> slice:
 # ---------------------------------------------------------------------------------------------------- surfaces
 
 
-def _paint(rng: np.random.Generator, pattern: Callable, picture: np.ndarray, distance: np.ndarray) -> None:
+def _paint(
+    rng: np.random.Generator, pattern: Callable, colour: np.ndarray, picture: np.ndarray, distance: np.ndarray
+) -> None:
     """Paint a shape into its box of the picture, (3, h, w), with a smooth edge and a little shade along it."""
     height, width = distance.shape
-    surface = _texture(rng, pattern, height, width, _vivid(rng), 0.45)
+    surface = _texture(rng, pattern, height, width, colour, 0.45)
     depth = (distance * np.float32(-0.25)).clip(0, 1)  # 0 at the edge, 1 from 4 pixels inwards
     surface *= 1 - np.float32(rng.uniform(0.1, 0.4)) * (1 - depth)
     cover = (np.float32(0.5) - distance).clip(0, 1)
@@ -211,16 +211,21 @@ def _muted(rng: np.random.Generator) -> np.ndarray:
     return (rng.uniform(0.2, 0.8) + tint).astype(np.float32)
 
 
-def _vivid(rng: np.random.Generator) -> np.ndarray:
-    """A random colour far from grey: float32 0..1, (3, 1, 1)."""
-    low, high, between = rng.uniform(0, 0.25), rng.uniform(0.75, 1), rng.random()
-    return rng.permutation([low, high, between]).astype(np.float32)[:, None, None]
+def _vivid(rng: np.random.Generator, hue: float, hue_range: float) -> np.ndarray:
+    """A strong colour near a hue (0 red, 1/3 green, 2/3 blue, 1 red again): float32 0..1, (3, 1, 1)."""
+    hue = (hue + rng.uniform(-hue_range, hue_range)) % 1
+    colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1), rng.uniform(0.6, 1))
+    return np.array(colour, np.float32)[:, None, None]
+
+
+HUES = {1: 0.0, 2: 0.6, 3: 0.2, 4: 0.8, 5: 0.4}  # by label
+HUE_RANGE = 0.1  # the ranges of neighbours touch
 
 
 def _texture(
     rng: np.random.Generator, pattern: Callable, height: int, width: int, colour: np.ndarray, depth: float
 ) -> np.ndarray:
-    """A surface, float32 (3, height, width): a pattern of a colour and one that is up to `depth` darker or lighter."""
+    """A surface, float32 (3, height, width): a pattern of a colour and one up to `depth` darker or lighter."""
     change = np.float32(depth * rng.uniform(0.7, 1) * (1 if colour.mean() < 0.5 else -1))
     return colour + pattern(rng, height, width) * ((colour + change).clip(0, 1) - colour)
 
