@@ -105,7 +105,7 @@ def test_spliced_pickles(make, write, data):
     survives(make, write(make.zipped(b"\x80\x02" + b"".join(pieces) + b".", storages)))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     header=st.recursive(
         st.none()

@@ -224,6 +224,21 @@ def test_keys_whose_hash_takes_for_ever_are_refused():
         read(b"}" + bomb + b"Ns.")
 
 
-def test_endless_pickles_end():
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"N0" * 600_000 + b"N.",
+        # A list of 1000 pairs is made once, and 2000 dicts from it.
+        b"](" + 1000 * b"U\x01aK\x01\x86" + b"eq\x000" + 2000 * b"ccollections\nOrderedDict\nh\x00\x85R0" + b"N.",
+    ],
+)
+def test_endless_pickles_end(content):
     with pytest.raises(WeightsError, match="more than 1,000,000 instructions"):
-        read(b"N0" * 600_000 + b"N.")
+        read(content)
+
+
+@pytest.mark.parametrize("key", ["x" * 1001, 2**63, -(2**70)])
+def test_long_keys_are_refused(key):
+    """One of 10 MB, taken from the memo 100,000 times, would be hashed or compared as often."""
+    with pytest.raises(WeightsError, match="damaged"):
+        read(pickle.dumps({key: 1}, 2))

@@ -8,8 +8,10 @@ The machine here imports nothing. GLOBAL looks the name up in a table that the c
 names of a state dict stand for functions of ours, and REDUCE calls these functions and nothing else. A name that
 is not in the table ends the reading, and the error lists the name.
 
-The work is bounded too: the number of instructions, the length of the pickle, and no instruction takes more memory
-than its own length in the file (in Python's reader, four bytes that name a place in the memo can ask for 64 GB).
+The work is bounded too: the number of instructions, the length of the pickle, and no instruction takes more
+memory than its own length in the file (in Python's reader, four bytes that name a place in the memo can ask for
+64 GB). As the memo makes it cheap to name a long list again and again, a call costs as many instructions as its
+arguments are long, and keys are short.
 """
 
 import io
@@ -26,6 +28,9 @@ MAX_BYTES = 32 << 20
 
 MAX_INSTRUCTIONS = 1_000_000
 """About 30 belong to a tensor."""
+
+MAX_NAME = 1000
+"""Characters in the name of a tensor."""
 
 # fmt: off
 PUSH_ARGUMENT = {
@@ -97,11 +102,11 @@ class _Machine:
         self.persistent = persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.spent = 0  # instructions, and lengths of arguments
 
     def run(self, instructions: Iterator[tuple[Any, Any, Any]]) -> Any:
-        for number, (opcode, argument, _) in enumerate(instructions):
-            if number >= MAX_INSTRUCTIONS:
-                raise WeightsError(f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions")
+        for opcode, argument, _ in instructions:
+            self._spend(1)
             if opcode.name == "STOP":
                 return self._take(1)[0]
             if opcode.name == "GLOBAL":
@@ -123,6 +128,11 @@ class _Machine:
                         yield module, name
         except (ValueError, OverflowError, struct.error):
             return
+
+    def _spend(self, instructions: int) -> None:
+        self.spent += instructions
+        if self.spent > MAX_INSTRUCTIONS:
+            raise WeightsError(f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions")
 
     def step(self, name: str, argument: Any) -> None:
         stack, memo = self.stack, self.memo
@@ -182,7 +192,8 @@ class _Machine:
                 call = _typed(function, Stub).call
                 if call is None:
                     raise WeightsError("its pickle calls something that is no function")
-                stack.append(call(*_typed(arguments, tuple)))
+                self._spend(_length(_typed(arguments, tuple)) + sum(map(_length, arguments)))
+                stack.append(call(*arguments))
             case "BUILD":  # sets attributes: a state dict carries its modules' versions this way
                 (attributes,) = self._take(1)
                 target = _typed(stack[-1], StateDict)
@@ -219,9 +230,15 @@ def _typed(value: Any, *types: type) -> Any:
     return value
 
 
+def _length(value: Any) -> int:
+    return len(value) if type(value) in (list, tuple) else 0
+
+
 def _key(key: Any) -> str | int:
-    """Dict keys are strings or numbers. The hash of nested tuples can take for ever."""
-    return _typed(key, str, int)
+    """Dict keys are strings or numbers, and short: the hash of nested tuples can take for ever."""
+    if (len(key) > MAX_NAME) if type(key) is str else (abs(_typed(key, int)) >= 2**63):
+        raise ValueError("a key of such a length")
+    return key
 
 
 def _pairs(values: list[Any]) -> Iterator[tuple[Any, Any]]:

@@ -137,9 +137,13 @@ def _storage(identity: Any) -> Storage:
     """A persistent id: ("storage", type, key, device, numel), and in stacked pickles None or a view's place."""
     if type(identity) is not tuple or identity[0] != "storage":
         raise WeightsError(f"refused: it holds a whole module with its source code, not only weights; {ADVICE}")
-    _, stub, key, _, numel, *view = identity
-    if type(stub) is not Stub or type(stub.value) is not Kind or type(key) is not str or not _is_size(numel):
+    if len(identity) not in (5, 6):
         raise TypeError("an impossible storage")
+    _, stub, key, _, numel, *view = identity
+    if type(stub) is not Stub or type(stub.value) is not Kind or not _is_size(numel):
+        raise TypeError("an impossible storage")
+    if type(key) is not str or len(key) > 100:
+        raise TypeError("an impossible key")
     start, length = 0, numel
     if view and view[0] is not None:
         _, start, length = view[0]
