@@ -189,6 +189,28 @@ def test_all_parameters_of_a_network_are_in_its_rows(name):
     assert network.num_parameters() == models.create(name, 3, 11).num_parameters()
 
 
+# Billions of multiply-adds for 513 x 513: of the convolutions, and as the DeepLabv3+ paper reports them. The paper's
+# framework pads the input of a dilated convolution to a multiple of the rate: up to a tenth more, at stride 8.
+DEEP_STEM = {"stem": "64-64-128"}
+PUBLISHED = [
+    ("deeplab_v3_resnet101", DEEP_STEM | {"output_stride": 32}, 51.41, 52.43),
+    ("deeplab_v3_resnet101", DEEP_STEM, 76.05, 81.02),
+    ("deeplab_v3_resnet101", DEEP_STEM | {"output_stride": 8}, 252.25, 276.18),
+    ("deeplab_v3plus_xception65", {}, 54.04, 54.17),
+    ("deeplab_v3plus_xception65", {"output_stride": 8}, 176.85, 177.10),
+    ("deeplab_v3plus_xception65", {"separable": False}, 86.68, 89.76),
+    ("deeplab_v3plus_xception65", {"separable": False, "output_stride": 8}, 248.78, 262.59),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "convolutions", "published"), PUBLISHED)
+def test_published_multiply_adds(name, settings, convolutions, published):
+    rows = summarise(sketch(models.create, name, **settings), 513, 513)
+    total = sum(row.multiply_adds for row in rows) / 1e9
+    assert total == pytest.approx(convolutions, abs=0.006)
+    assert 0.9 < total / published < 1
+
+
 def test_sizes_of_unet():
     rows = {
         (row.layer, row.operator.split()[0]): row
