@@ -189,7 +189,7 @@ def test_all_parameters_of_a_network_are_in_its_rows(name):
     assert network.num_parameters() == models.create(name, 3, 11).num_parameters()
 
 
-# Billions of multiply-adds for 513 x 513: of the convolutions, and as the DeepLabv3+ paper reports them. The paper's
+# Billions of multiply-adds for 513 x 513: of the convolutions, and as the DeepLabv3+ paper reports them. Its
 # framework pads the input of a dilated convolution to a multiple of the rate: up to a tenth more, at stride 8.
 DEEP_STEM = {"stem": "64-64-128"}
 PUBLISHED = [
