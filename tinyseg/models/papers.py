@@ -9,6 +9,7 @@ PAPERS = {
     "deeplab_v2": "Chen, Papandreou, Kokkinos, Murphy & Yuille, PAMI 2018",
     "deeplab_v3": "Chen, Papandreou, Schroff & Adam, 2017",
     "deeplab_v3plus": "Chen, Zhu, Papandreou, Schroff & Adam, ECCV 2018",
+    "deeplabv3": "Chen, Papandreou, Schroff & Adam, 2017 (torchvision's form)",
     "fastfcn": "Wu, Zhang, Huang, Liang & Yu, 2019",
     "gscnn": "Takikawa, Acuna, Jampani & Fidler, ICCV 2019",
     "alexnet": "Krizhevsky, Sutskever & Hinton, NIPS 2012",
