@@ -17,9 +17,11 @@ from tinyseg.models.deeplab_v1 import DeepLabV1
 from tinyseg.models.deeplab_v2 import DeepLabV2
 from tinyseg.models.deeplab_v3 import DeepLabV3, TorchvisionDeepLabV3
 from tinyseg.models.deeplab_v3plus import DeepLabV3Plus
+from tinyseg.models.fastfcn import FastFCN
 from tinyseg.models.fc_densenet import FCDenseNet
 from tinyseg.models.fcn import FCN
 from tinyseg.models.fcn_resnet import FCNResNet
+from tinyseg.models.gscnn import GSCNN
 from tinyseg.models.network import SegmentationNetwork
 from tinyseg.models.plain import Plain
 from tinyseg.models.spp import SPPNet
@@ -38,6 +40,14 @@ MODELS: dict[str, Callable[..., SegmentationNetwork]] = {
     "deeplab_v3plus_xception65": partial(DeepLabV3Plus, backbone="xception65"),
     "deeplabv3_resnet50": partial(TorchvisionDeepLabV3, depth=50),
     "deeplabv3_resnet101": partial(TorchvisionDeepLabV3, depth=101),
+    "fastfcn_deeplab_resnet50": partial(FastFCN, head="deeplab", backbone="resnet50"),
+    "fastfcn_deeplab_resnet101": partial(FastFCN, head="deeplab", backbone="resnet101"),
+    "fastfcn_encnet_resnet50": partial(FastFCN, head="encnet", backbone="resnet50"),
+    "fastfcn_encnet_resnet101": partial(FastFCN, head="encnet", backbone="resnet101"),
+    "fastfcn_fcn_resnet50": partial(FastFCN, head="fcn", backbone="resnet50"),
+    "fastfcn_fcn_resnet101": partial(FastFCN, head="fcn", backbone="resnet101"),
+    "fastfcn_psp_resnet50": partial(FastFCN, head="psp", backbone="resnet50"),
+    "fastfcn_psp_resnet101": partial(FastFCN, head="psp", backbone="resnet101"),
     "fc_densenet56": partial(FCDenseNet, layers=(4, 4, 4, 4, 4, 4), growth=12),
     "fc_densenet67": partial(FCDenseNet, layers=(5, 5, 5, 5, 5, 5), growth=16),
     "fc_densenet103": partial(FCDenseNet, layers=(4, 5, 7, 10, 12, 15), growth=16),
@@ -49,6 +59,9 @@ MODELS: dict[str, Callable[..., SegmentationNetwork]] = {
     "fcn_googlenet": partial(FCN, backbone="googlenet", stride=32, padding="same"),
     "fcn_resnet50": partial(FCNResNet, depth=50),
     "fcn_resnet101": partial(FCNResNet, depth=101),
+    "gscnn_resnet50": partial(GSCNN, backbone="resnet50"),
+    "gscnn_resnet101": partial(GSCNN, backbone="resnet101"),
+    "gscnn_wideresnet38": GSCNN,
     "plain": Plain,
     "unet": UNet,
     "unet_release": partial(UNet, variant="release"),
@@ -88,6 +101,7 @@ def create(
 
 __all__ = [
     "FCN",
+    "GSCNN",
     "MODELS",
     "DeepLabV1",
     "DeepLabV2",
@@ -95,6 +109,7 @@ __all__ = [
     "DeepLabV3Plus",
     "FCDenseNet",
     "FCNResNet",
+    "FastFCN",
     "Plain",
     "SPPNet",
     "SegmentationNetwork",
