@@ -42,6 +42,7 @@ FUNCTIONS = {
         x, weight(4, 4, 1, 2), stride=2, padding="same", groups=2
     ),
     "linear": lambda x: F.linear(x, weight(2, 5), weight(5)),
+    "encoding": lambda x: F.encoding(x, weight(4, 2), weight(4)),
     "max_pool2d": lambda x: F.max_pool2d(x, 3, stride=2, ceil_mode=True),
     "avg_pool2d": lambda x: F.avg_pool2d(x, (2, 3), padding=1),
     "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (4, 3)),

@@ -41,8 +41,10 @@ def mask_edges(mask: np.ndarray, *, radius: float = 2.0, ignore_label: int | Non
             if label == ignore_label:
                 continue
             inside = np.pad(labels == label, 1)
-            distance = distance_transform_edt(inside) + distance_transform_edt(~inside)  # type: ignore[operator]
-            edges[index] |= distance[1:-1, 1:-1] <= radius
+            distances = [
+                np.asarray(distance_transform_edt(side)) for side in (inside, ~inside)
+            ]  # one of them is 0
+            edges[index] |= (distances[0] + distances[1])[1:-1, 1:-1] <= radius
     return edges
 
 
@@ -62,8 +64,9 @@ def canny(image: np.ndarray, *, low: float = 10.0, high: float = 100.0) -> np.nd
     u, v = _strongest_derivatives(image)
     m = np.abs(u) + np.abs(v)
     candidates = _is_maximum(m, u, v) & (m > low)
-    component, count = label(candidates, structure=np.ones((3, 3)))  # type: ignore[misc]
-    strong = np.zeros(count + 1, bool)
+    component = np.empty(m.shape, np.int32)  # 0 where there is no candidate
+    label(candidates, structure=np.ones((3, 3)), output=component)
+    strong = np.zeros(component.max() + 1, bool)
     strong[component[candidates & (m > high)]] = True
     return strong[component]
 

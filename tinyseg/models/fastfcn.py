@@ -188,6 +188,7 @@ class PSPHead(nn.Module):
     def forward(self, x: Input) -> Tensor:
         maps = [x]
         for bins, (conv, norm) in zip(BINS, self.branches, strict=True):
+            assert isinstance(norm, nn.BatchNorm2d)
             y = conv(F.adaptive_avg_pool2d(x, bins))
             y = normalised_by_running(norm, y) if y.data.size == y.shape[-1] else norm(y)
             maps.append(enlarge(y, x.shape[1:3]))

@@ -159,7 +159,9 @@ class EdgeASPP(nn.Module):
         self.convs = [conv1x1(in_channels, channels, rng=rng)]
         for rate in RATES:
             branch = conv3x3(in_channels, channels, separable=False, rng=rng)
-            branch[0].options["dilation"] = branch[0].options["padding"] = rate
+            conv = branch[0]
+            assert isinstance(conv, nn.Conv2d)
+            conv.options["dilation"] = conv.options["padding"] = rate
             self.convs.append(branch)
 
     def forward(self, x: Input, edges: Input) -> Tensor:

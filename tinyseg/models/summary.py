@@ -240,6 +240,15 @@ def _linear(x: Map, w: Map, b: Map | None = None) -> Result:
     return Result(shape, x.fields, "", math.prod(shape[1:]) * w.shape[0])
 
 
+def _encoding(x: Map, codewords: Map, scales: Map) -> Result:
+    ops.encoding(
+        np.zeros((1, 1, 1, x.shape[3]), x.dtype), *(np.zeros(y.shape, y.dtype) for y in (codewords, scales))
+    )
+    shape = (x.shape[0], x.shape[3], codewords.shape[0])
+    fields = _all_of_the_map(x)
+    return Result(shape, fields, f"{shape[2]} codewords", 2 * math.prod(x.shape[1:]) * shape[2])
+
+
 def _pool(operator: str) -> Callable[..., Result]:
     def rule(
         x: Map, kernel: Any, *, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, **_: Any
@@ -336,11 +345,18 @@ def _reshape(x: Map, shape: Any) -> Result:
     shape = _zeros(x.shape, x.dtype).reshape(shape).shape
     if x.fields is None or len(x.shape) != 4 or (len(shape) == 4 and shape[1:3] == x.shape[1:3]):
         return Result(shape, x.fields)
-    height, width = (  # one cell that sees all of the map
+    return Result(shape, _all_of_the_map(x))
+
+
+def _all_of_the_map(x: Map) -> Fields | None:
+    """Those of one cell that sees all of a map N H W C."""
+    if x.fields is None:
+        return None
+    height, width = (
         field.through(start=0, span=cells, stride=cells)
         for field, cells in zip(x.fields, x.shape[1:3], strict=True)
     )
-    return Result(shape, (height, width))
+    return height, width
 
 
 def _meet(a: Map, b: Any = None, **_: Any) -> Result:
@@ -356,6 +372,7 @@ RULES: dict[str, Callable[..., Result]] = {
     "conv2d": _conv2d,
     "conv_transpose2d": _conv_transpose2d,
     "linear": _linear,
+    "encoding": _encoding,
     "max_pool2d": _pool("max_pool2d"),
     "avg_pool2d": _pool("avg_pool2d"),
     **{name: _adaptive_pool(name) for name in ("adaptive_avg_pool2d", "adaptive_max_pool2d")},
