@@ -60,7 +60,8 @@ def _tiled(network: SegmentationNetwork, image: Array, tile: int | None, margin:
     # Mirrored so far that the last tile of each row and column is a full one.
     below = -height % rows + input_rows - rows - before
     beside = -width % columns + input_columns - columns - before
-    extended = ops.pad(image[None], (before, below, before, beside), mode="reflect")[0]
+    sides = (before, below, before, beside)
+    extended = ops.pad(image[None], sides, mode="reflect")[0] if any(sides) else image[None]
 
     logits = np.empty((height, width, network.classes), image.dtype)
     for h in range(0, height, rows):

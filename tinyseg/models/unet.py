@@ -62,6 +62,11 @@ class DoubleConv(nn.Module):
         return self.norm2(y) if self.norm2 else F.relu(y)
 
 
+def copy_and_crop(copied: Tensor, x: Input) -> Tensor:
+    """The middle of `copied`, as large as x."""
+    return copied if copied.shape[1:3] == x.shape[1:3] else F.crop(copied, size=x.shape[1:3])
+
+
 class UNet(SegmentationNetwork):
     """See the top of this file.
 
@@ -117,11 +122,11 @@ class UNet(SegmentationNetwork):
 
     def forward(self, x: Input) -> Tensor:
         height, width = x.shape[1:3]
-        if self.padded:
-            multiple = 2**self.depth
-            x = F.pad(x, (0, -height % multiple, 0, -width % multiple), mode="reflect")
-        else:
+        below, beside = -height % 2**self.depth, -width % 2**self.depth
+        if not self.padded:
             self._check_size(height, width)
+        elif below or beside:
+            x = F.pad(x, (0, below, 0, beside), mode="reflect")
 
         copies = []
         for level, convs in enumerate(self.contracting):
@@ -131,13 +136,9 @@ class UNet(SegmentationNetwork):
                 x = self.pool(x)
         for up_conv, convs in zip(self.up_conv, self.expansive, strict=True):
             x = up_conv(x)
-            copied = F.crop(copies.pop(), size=x.shape[1:3])
-            x = convs(F.concat([copied, x]))
+            x = convs(F.concat([copy_and_crop(copies.pop(), x), x]))
         logits = self.classifier(x)
-
-        if self.padded:
-            logits = F.crop(logits, (0, -height % multiple, 0, -width % multiple))
-        return logits
+        return F.crop(logits, size=(height, width), offset=0) if self.padded and (below or beside) else logits
 
     def input_side(self, output_side: int) -> int:
         """Side of the input tile for output_side pixels: 572 for 388. No pooling drops a pixel there."""
