@@ -17,6 +17,7 @@ TINY = (
     "data.val.length=3",
     "model.base=2",
     "model.depth=1",
+    "optim.lr=0.003",
     "train.batch=2",
     "train.epochs=4",
     "train.pictures=2",

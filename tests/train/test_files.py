@@ -35,6 +35,14 @@ def test_a_really_full_device_is_reported(tmp_path):
         files.append_line(path, "{}")
 
 
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
+    pytest.importorskip("fcntl", reason="locks of this kind are not known to Windows")
+    with files.locked(tmp_path), pytest.raises(RunFolderError, match="another process is at work in"):
+        files.locked(tmp_path).__enter__()
+    with files.locked(tmp_path):
+        pass
+
+
 def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path):
     (tmp_path / "runs").write_text("not a folder")
     with pytest.raises(RunFolderError, match="a file stands where a folder is needed"):

@@ -25,7 +25,7 @@ import numpy as np
 from tinyseg import optim
 from tinyseg.data import Batch
 from tinyseg.tape import Tensor
-from tinyseg.train import build, checkpoint
+from tinyseg.train import build, checkpoint, files
 from tinyseg.train.checkpoint import Checkpoint, Labels, Progress
 from tinyseg.train.config import Config, from_tables, to_tables
 from tinyseg.train.errors import CheckpointError, DivergedError, SettingError
@@ -66,16 +66,15 @@ def train(
     Raises `UserError` in one of its forms, or `DataError`, when something outside the program is not as it
     should be.
     """
-    last = None
-    if resume:
-        run = Run.open(out)
-        last = checkpoint.load(run.last)
-        config = _checked(config) if config is not None else run.config
-    else:
-        config = _checked(config or Config())
-        run = Run(out)
-    trainer = Trainer(config, run, file_reporters(config) if reporters is None else reporters, last)
-    return trainer.fit()
+    run = Run.open(out) if resume else Run(out)
+    config = run.config if resume and config is None else _checked(config or Config())
+    reporters = file_reporters(config) if reporters is None else reporters
+    if not resume:
+        trainer = Trainer(config, run, reporters)  # makes the folder
+        with files.locked(run.folder):
+            return trainer.fit()
+    with files.locked(run.folder):
+        return Trainer(config, run, reporters, checkpoint.load(run.last)).fit()
 
 
 def _checked(config: Config) -> Config:
