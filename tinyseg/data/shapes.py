@@ -219,7 +219,7 @@ def _vivid(rng: np.random.Generator, hue: float, hue_range: float) -> np.ndarray
 
 
 HUES = {1: 0.0, 2: 0.6, 3: 0.2, 4: 0.8, 5: 0.4}  # by label
-HUE_RANGE = 0.1  # the ranges of neighbours touch
+HUE_RANGE = 0.07  # what light and texture do to a colour makes the ranges of neighbours touch
 
 
 def _texture(
