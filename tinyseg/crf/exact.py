@@ -1,0 +1,84 @@
+r"""The exact Gaussian filter: all N² pairs of points, one by one. It is the definition.
+
+    K_ij = exp(-|f_i - f_j|² / 2)          (K x)_i = sum_j K_ij x_j          K is symmetric
+
+    features  (N, d)      x, K x  (N, L)      K  (N, N), made in blocks of rows and never held whole
+
+Its self term K_ii = 1 is kept, as every implementation does; the formula in the paper leaves it out
+(`include_self=False`).
+
+Cost: N² (2 d + 2 L) FLOPs and N² exponentials, all in float64. A quarter of a second for a 64 x 64 image, three
+hours for a photograph: for tests, for small images and to judge the other filters.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tinyseg.backend import Array
+from tinyseg.crf.filters import Filter
+
+BLOCK_BYTES = 1 << 25  # of K are held at a time
+
+
+class ExactFilter(Filter):
+    """K_ij = exp(-|f_i - f_j|² / 2) for features (N, d), by brute force in float64."""
+
+    def __init__(self, features: Array, *, include_self: bool = True):
+        features = check_features("ExactFilter", features)
+        self.features = features.astype(np.float64)
+        self.features -= self.features.mean(axis=0)  # K sees differences alone; small numbers make them exact
+        self.include_self = include_self
+        self.points = len(features)
+
+    def apply(self, x: Array) -> Array:
+        self._check(x)
+        y = np.empty_like(x, order="C")
+        for rows, k in self._blocks():
+            y[rows] = k @ x
+        return y
+
+    def apply_transpose(self, x: Array) -> Array:
+        return self.apply(x)
+
+    def moments(self, a: Array, b: Array) -> Array:
+        f = self.features
+        total = np.zeros(f.shape[1])
+        for rows, k in self._blocks():
+            weight = k * (a[rows] @ b.T)  # (block, N)
+            for feature in range(f.shape[1]):
+                difference = f[rows, None, feature] - f[None, :, feature]
+                total[feature] += np.sum(weight * difference**2)
+        return total
+
+    def _blocks(self) -> Iterator[tuple[slice, Array]]:
+        """Rows of K, some at a time: (which rows, array (rows, N))."""
+        f = self.features
+        square = np.sum(f**2, axis=1)
+        step = max(1, BLOCK_BYTES // (8 * self.points))
+        for start in range(0, self.points, step):
+            rows = slice(start, start + step)
+            distance = square[rows, None] + square - 2 * f[rows] @ f.T  # |f_i - f_j|²
+            k = np.exp(-0.5 * np.maximum(distance, 0))
+            own = np.arange(len(k))
+            k[own, start + own] = 1 if self.include_self else 0
+            yield rows, k
+
+
+def check_features(operator: str, features: Array) -> Array:
+    """The features as an array (N, d), float32 or float64, all finite."""
+    features = np.asarray(features)
+    if features.dtype not in (np.float32, np.float64):
+        features = features.astype(np.float32)
+    if features.ndim != 2 or features.size == 0:
+        raise ValueError(
+            f"{operator}: features must have shape (N, d), a row for each point, got {features.shape}"
+        )
+    bad = ~np.isfinite(features)
+    if bad.any():
+        point, feature = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{operator}: features are not finite in {int(bad.sum())} of {bad.size} values, "
+            f"the first is feature {feature} of point {point}"
+        )
+    return features

@@ -1,0 +1,185 @@
+r"""Mean-field inference in a dense CRF, as an operator pair: T updates forward, the same T updates backward.
+
+The model. N pixels take labels x_i out of L, with the energy
+
+    E(x)  =  sum_i U_i(x_i)  +  sum_{i<j} sum_m C_m(x_i, x_j) K_m(f_i, f_j)
+
+U is the unary energy, -log of what a network believes; K_m are Gaussian kernels (`filters`) and C_m says what it
+costs that two similar pixels carry the labels a and b. Mean field replaces P(x) ~ exp(-E(x)) by the product of N
+independent distributions Q_i that is closest to it, and iterates towards it:
+
+    Q^0  =  softmax(-U)
+    X^t  =  -U - sum_m C_m F_m Q^t                Q^{t+1}  =  softmax(X^t)                 t = 0 ... T-1
+
+with softmax over the labels of each pixel, F_m the normalised filter (see `filters`), and (C F Q)_i = C (F Q)_i.
+All terms see the same old Q. The sum includes each pixel's own Q_i, weighted by F_ii, as in every implementation.
+
+    unary     (N, L)                the energy U
+    coupling  one per filter:       ()      a number c: C = c I
+                                    (L,)    C = diag(c)
+                                    (L, L)  C, of any form
+    result    (N, L)                Q^T, or X^{T-1} with logits=True, for a loss that contains the softmax
+
+Potts model: two similar pixels pay w unless their labels agree, C(a, b) = w [a != b]. As sum_b Q_j(b) [a != b] =
+1 - Q_j(a), and softmax does not see a constant, it is the same as a reward for agreement: the coupling -w.
+
+Backward. With G = dLoss/dQ^T, going backwards through the updates,
+
+    gX  =  Q^{t+1} (G - sum_l Q^{t+1}_l G_l)       softmax, label by label
+    dU -=  gX
+    dC_m -=  sum_i gX_i (F_m Q^t)_iᵀ               its diagonal for (L,), its trace for ()
+    G   =  - sum_m F_mᵀ (gX C_m)                   C_mᵀ applied to each pixel's row
+
+and finally dU -= gX once more, through Q^0 = softmax(-U). The forward pass keeps Q^0 ... Q^T; F_m Q^t is computed
+again, so training costs 3 T filterings per kernel instead of T, and (T + 1) N L numbers of memory.
+
+Sources: Krähenbühl & Koltun, NIPS 2011, algorithm 1 and eq. 4; the same, ICML 2013, section 4 (gradients);
+Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 2015.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyseg.backend import Array
+from tinyseg.crf.filters import Normalised
+from tinyseg.ops import checks
+
+
+class MeanFieldCache(NamedTuple):
+    marginals: list[Array]  # Q^0 ... Q^T, each (N, L)
+    couplings: tuple[Array, ...]
+    filters: tuple[Normalised, ...]
+    logits: bool  # the result was X^{T-1}, not Q^T
+
+
+def mean_field(
+    unary: Array, *couplings: Array, filters: Sequence[Normalised], iterations: int = 5, logits: bool = False
+) -> tuple[Array, MeanFieldCache]:
+    """Run `iterations` updates from unary energies (N, L); one coupling for each filter. Returns Q^T, (N, L)."""
+    check_model("mean_field", unary, couplings, filters, iterations)
+    if logits and iterations == 0:
+        raise ValueError("mean_field: logits=True needs at least one iteration")
+    marginals = [softmax(-unary)]
+    x = -unary
+    for _ in range(iterations):
+        x = update(unary, marginals[-1], couplings, filters)
+        marginals.append(softmax(x))
+    return x if logits else marginals[-1], MeanFieldCache(marginals, couplings, tuple(filters), logits)
+
+
+def mean_field_backward(
+    dq: Array, cache: MeanFieldCache, *, need: Sequence[bool] | None = None
+) -> tuple[Array | None, ...]:
+    """The gradients (d_unary, d_coupling, d_coupling, ...): of unary (N, L), and of each coupling."""
+    need = (True,) * (1 + len(cache.couplings)) if need is None else need
+    checks.upstream("mean_field_backward", dq, cache.marginals[0].shape, cache.marginals[0].dtype)
+    d_unary, d_couplings, _ = backward_pass(dq, cache, need_couplings=need[1:])
+    return (d_unary if need[0] else None, *d_couplings)
+
+
+# ------------------------------------------------------------------------------------------------- the parts of it
+
+
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
+    y = np.exp(x - x.max(axis=-1, keepdims=True))
+    y /= y.sum(axis=-1, keepdims=True)
+    return y
+
+
+def update(unary: Array, q: Array, couplings: Sequence[Array], filters: Sequence[Normalised]) -> Array:
+    """X = -U - sum_m C_m F_m Q, (N, L)."""
+    x = -unary
+    for coupling, kernel in zip(couplings, filters, strict=True):
+        x -= couple(coupling, kernel.apply(q))
+    return x
+
+
+def couple(coupling: Array, message: Array) -> Array:
+    """C applied to each row of a message (N, L)."""
+    return message @ coupling.T if coupling.ndim == 2 else message * coupling
+
+
+def backward_pass(
+    dq: Array, cache: MeanFieldCache, *, need_couplings: Sequence[bool], need_bandwidths: bool = False
+) -> tuple[Array, list[Array | None], list[Array]]:
+    """d_unary, d_couplings, and the gradient with respect to each filter's log bandwidths, float64 (d,)."""
+    d_unary = np.zeros_like(dq)
+    wanted = zip(cache.couplings, need_couplings, strict=True)
+    d_couplings = [np.zeros_like(coupling) if needed else None for coupling, needed in wanted]
+    d_bandwidths = [np.zeros(1)] * len(cache.filters)
+    g = dq
+    for step in range(len(cache.marginals) - 2, -1, -1):
+        q, result_of_step = cache.marginals[step], cache.marginals[step + 1]
+        dx = g if g is dq and cache.logits else _softmax_backward(g, result_of_step)
+        d_unary -= dx
+        g = np.zeros_like(dq)
+        for m, (coupling, kernel) in enumerate(zip(cache.couplings, cache.filters, strict=True)):
+            d_message = -couple(coupling.T, dx)
+            g += kernel.apply_transpose(d_message)
+            d_coupling = d_couplings[m]
+            if d_coupling is not None:
+                d_coupling -= _coupling_gradient(coupling.ndim, dx, kernel.apply(q))
+            if need_bandwidths:
+                d_bandwidths[m] = d_bandwidths[m] + kernel.log_bandwidth_gradient(d_message, q)
+    d_unary -= _softmax_backward(g, cache.marginals[0])
+    return d_unary, d_couplings, d_bandwidths
+
+
+def _softmax_backward(g: Array, q: Array) -> Array:
+    return q * (g - np.sum(q * g, axis=-1, keepdims=True))
+
+
+def _coupling_gradient(axes: int, dx: Array, message: Array) -> Array:
+    """sum_i dx_i message_iᵀ, and of it the diagonal for a coupling (L,) or the trace for ()."""
+    if axes == 2:
+        return dx.T @ message
+    diagonal = np.einsum("nl,nl->l", dx, message)
+    return diagonal if axes == 1 else diagonal.sum()
+
+
+# --------------------------------------------------------------------------------------------------------- checks
+
+
+def check_model(
+    operator: str, unary: Array, couplings: Sequence[Array], filters: Sequence[Normalised], iterations: int
+) -> None:
+    """Shapes, types and values of a model fit together."""
+    named = {f"coupling {m}": coupling for m, coupling in enumerate(couplings)}
+    checks.floating(operator, unary=unary, **named)
+    checks.rank(operator, "unary", unary, "N L")
+    check_finite(operator, "unary", unary)
+    if len(couplings) != len(filters):
+        raise ValueError(
+            f"{operator}: {len(couplings)} couplings for {len(filters)} filters; each filter needs one"
+        )
+    for kernel in filters:
+        if kernel.points != len(unary):
+            raise ValueError(
+                f"{operator}: unary has {len(unary)} points, but a filter was made for {kernel.points}"
+            )
+    labels = unary.shape[1]
+    for name, coupling in named.items():
+        if coupling.shape not in ((), (labels,), (labels, labels)):
+            raise ValueError(
+                f"{operator}: {name} must be a number, or have shape ({labels},) or ({labels}, {labels}) "
+                f"for {labels} labels; got {coupling.shape}"
+            )
+        check_finite(operator, name, coupling)
+    if iterations < 0:
+        raise ValueError(f"{operator}: iterations must be 0 or more, got {iterations}")
+
+
+def check_finite(operator: str, name: str, array: Array) -> None:
+    """No NaN and no infinity; the message says how many there are, and where the first is."""
+    if np.isfinite(np.sum(array, dtype=np.float64)):  # one cheap pass; a sum is not finite if any element is not
+        return
+    bad = ~np.isfinite(array)
+    if bad.any():
+        where = ", ".join(str(int(i)) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{operator}: {name}, shape {array.shape}, is not finite in {int(bad.sum())} of {bad.size} values, "
+            f"the first at index [{where}]"
+        )

@@ -1,0 +1,54 @@
+"""How much memory a dense CRF on lattices needs, said before it is taken.
+
+Counted are the arrays that live at the same time, for N pixels, L labels and kernels with d features. At worst
+every corner of every cell is a vertex of its own, M = N (d + 1): a photograph in colour has 10 to 100 times
+fewer.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+NUMBER = 4  # bytes of a float32 and of an int32
+
+
+class Memory(NamedTuple):
+    """Bytes that one call needs beyond its arguments."""
+
+    certain: int  # pixels, labels and tables; known from the sizes alone
+    at_most: int  # with the vertices of lattices that do not share any
+
+    def __str__(self) -> str:
+        return f"{self.certain / 2**30:.1f} to {self.at_most / 2**30:.1f} GiB"
+
+
+def estimate(points: int, labels: int, dimensions: Sequence[int] = (2, 5)) -> Memory:
+    """What inference needs: points N, labels L and, for each kernel, its number of features d."""
+    maps = 2 * points * max(labels, 8) * NUMBER  # unary energies and marginals
+    corners = [d + 1 for d in dimensions]
+    features = sum(points * d * NUMBER for d in dimensions)
+    tables = sum(6 * points * c * NUMBER for c in corners)  # vertex, weight, both by entry; joined, share
+    scales = 4 * points * NUMBER * len(dimensions)
+    sorting = max(
+        6 * points * c * NUMBER for c in corners
+    )  # two lists of codes and entries, while a table is made
+    certain = maps + features + tables + scales + sorting
+    vertices = [points * c for c in corners]
+    values = (sum(vertices) + max(vertices)) * max(labels, 8) * NUMBER
+    neighbours = sum(2 * c * v * NUMBER for c, v in zip(corners, vertices, strict=True))
+    return Memory(certain, certain - sorting + values + neighbours)
+
+
+def available() -> int | None:
+    """Bytes of memory that can be had now, or None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:  # noqa: PTH123  a line of text, not a file of the user's
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
