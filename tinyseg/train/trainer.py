@@ -59,9 +59,9 @@ def train(
 ) -> Result:
     """Train a network, and leave everything in the run folder `out`.
 
-    config     what to do; with `resume`, None stands for the run's own configuration resume     go on from the
-    folder's last checkpoint, instead of starting in an empty folder reporters  by default those that write
-    pictures into the run folder, and TensorBoard if the configuration says so
+    config     what to do; with `resume`, None stands for the run's own configuration
+    resume     go on from the folder's last checkpoint, instead of starting in an empty folder
+    reporters  by default those that write pictures into the run folder, and TensorBoard if the configuration says so
 
     Raises `UserError` in one of its forms, or `DataError`, when something outside the program is not as it
     should be.
