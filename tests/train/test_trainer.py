@@ -188,7 +188,7 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, tiny
         train(tiny, tmp_path / "run", reporters=[BreaksAt(after)])
     message = str(error.value)
     assert words in message
-    assert "that of epoch 1, in " in message
+    assert "The last good checkpoint, written after step 3, is kept in " in message
     assert "a lower optim.lr (now 0.003)" in message
     kept = checkpoint.load(tmp_path / "run" / "last.safetensors")
     assert kept.progress.epoch == 1

@@ -95,9 +95,11 @@ def _chosen(name: str, root: Path | None, sets: list[str] | None) -> tuple[str, 
 
 
 def _grid(pictures: list) -> Any:
-    """Pictures in rows of about four, on white."""
+    """Pictures in rows of about four, on white; small ones enlarged."""
     import numpy as np
 
+    factor = max(1, 200 // max(max(picture.shape) for picture in pictures))
+    pictures = [picture.repeat(factor, axis=0).repeat(factor, axis=1) for picture in pictures]
     gap, across = 4, min(len(pictures), 4)
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
     rows = -(-len(pictures) // across)

@@ -13,7 +13,6 @@ resumed ends with the same bits as one that was not.
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tinyseg.data import Batch
 from tinyseg.tape import Tensor
 from tinyseg.train import build, checkpoint, files
 from tinyseg.train.checkpoint import Checkpoint, Labels, Progress
-from tinyseg.train.config import Config, from_tables, to_tables
+from tinyseg.train.config import Config, from_tables, preset, to_tables
 from tinyseg.train.errors import CheckpointError, DivergedError, SettingError
 from tinyseg.train.evaluation import Scores, evaluate
 from tinyseg.train.loss import PixelLoss
@@ -35,8 +34,6 @@ from tinyseg.train.memory import peak_bytes
 from tinyseg.train.reporters import Reporter, Step, file_reporters
 from tinyseg.train.run import Run
 from tinyseg.train.signals import StopRequest
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def train(
 ) -> Result:
     """Train a network, and leave everything in the run folder `out`.
 
-    config     what to do; with `resume`, None stands for the run's own configuration
+    config     what to do; None stands for the preset "shapes", with `resume` for the run's own configuration
     resume     go on from the folder's last checkpoint, instead of starting in an empty folder
     reporters  by default those that write pictures into the run folder, and TensorBoard if the configuration says so
 
@@ -67,7 +64,7 @@ def train(
     should be.
     """
     run = Run.open(out) if resume else Run(out)
-    config = run.config if resume and config is None else _checked(config or Config())
+    config = run.config if resume and config is None else _checked(config or preset("shapes"))
     reporters = file_reporters(config) if reporters is None else reporters
     if not resume:
         trainer = Trainer(config, run, reporters)  # makes the folder
@@ -100,6 +97,8 @@ class Trainer:
         self.optimiser = build.optimiser(config, self.network, self.steps_per_epoch)
         self.loss = PixelLoss(config.loss, self.train_set)
         self.progress = Progress()
+        self.saved_step = 0  # of the last checkpoint
+        self.images_per_second: float | None = None  # of the last epoch
         self.history: list[dict[str, Any]] = []
         self.stop = StopRequest()
         if last is None:
@@ -217,6 +216,7 @@ class Trainer:
         """Write the checkpoint to resume from."""
         self._check_weights()
         checkpoint.save(self.run.last, self._checkpoint(with_optimiser=True))
+        self.saved_step = self.progress.step
 
     # --------------------------------------------------------------------------------------------------- parts
 
@@ -260,12 +260,8 @@ class Trainer:
         if last.optimiser is None:
             raise CheckpointError(f"{last.path} holds weights only; a run is resumed from its last.safetensors")
         old, new = last.config, self.config
-        mid_epoch = last.progress.batch > 0
-        if mid_epoch and (old.data, old.train.batch, old.train.seed) != (
-            new.data,
-            new.train.batch,
-            new.train.seed,
-        ):
+        changed = (old.data, old.train.batch, old.train.seed) != (new.data, new.train.batch, new.train.seed)
+        if changed and last.progress.batch > 0:
             raise SettingError(
                 f"the run stopped in the middle of epoch {last.progress.epoch + 1}: data, train.batch and "
                 "train.seed cannot change before it is finished"
@@ -276,7 +272,7 @@ class Trainer:
         except ValueError as error:
             raise CheckpointError(f"{last.path} was written with another optimiser: {error}") from error
         self.optimiser.lr = self.config.optim.lr
-        self.progress = last.progress
+        self.progress, self.saved_step = last.progress, last.progress.step
         self.history = self.run.rewind_history(last.progress.epoch)
         self.run.write_config(self.config)
 
@@ -288,15 +284,12 @@ class Trainer:
 
     def _diverged(self, what: str, batch: Batch | None = None) -> str:
         images = f" (images {', '.join(batch.names[:4])})" if batch and batch.names else ""
-        kept = (
-            "the checkpoint of the start" if self.progress.epoch == 0 else f"that of epoch {self.progress.epoch}"
-        )
         clip = self.config.optim.clip
         clipping = "optim.clip=1" if clip is None else f"a smaller optim.clip (now {clip:g})"
         return (
             f"{what} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}{images}. The last good "
-            f"checkpoint is kept: {kept}, in {self.run.last}. What usually helps: a lower optim.lr (now "
-            f"{self.config.optim.lr:g}), schedule.warm_up=1, or {clipping}"
+            f"checkpoint, written after step {self.saved_step}, is kept in {self.run.last}. What usually helps: a "
+            f"lower optim.lr (now {self.config.optim.lr:g}), schedule.warm_up=1, or {clipping}"
         )
 
     def _tell(self, event: str, *arguments: Any) -> None:
