@@ -58,7 +58,7 @@ def train(
 
     config     what to do; None stands for the preset "shapes", with `resume` for the run's own configuration
     resume     go on from the folder's last checkpoint, instead of starting in an empty folder
-    reporters  by default those that write pictures into the run folder, and TensorBoard if the configuration says so
+    reporters  by default those that write pictures into the run folder, and TensorBoard events if asked for
 
     Raises `UserError` in one of its forms, or `DataError`, when something outside the program is not as it
     should be.
