@@ -129,7 +129,7 @@ class TorchStep:
         loss = tf.cross_entropy(self.network(self.images), self.labels)
         loss.backward()
         self.optimiser.step()
-        return float(loss)
+        return loss.item()
 
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
