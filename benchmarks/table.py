@@ -42,7 +42,8 @@ def training(result: dict[str, Any]) -> list[str]:
 
 
 def _pair(row: dict[str, Any]) -> str:
-    return ", ".join(f"{row[who]['median']:.3g}" for who in ("tinyseg", "torch"))
+    medians = [row[who]["median"] for who in ("tinyseg", "torch")]
+    return ", ".join(f"{median:.0f}" if median >= 100 else f"{median:.3g}" for median in medians)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {"operators": operators, "training": training}
@@ -61,8 +62,8 @@ def filled(text: str) -> str:
             f"PyTorch {machine['torch']} with the better of its memory formats. A ratio above 1 means that "
             f"tinyseg is faster. [Data](benchmarks/results/{name}.json)"
         )
-        block = "\n".join([*make(result), "", caption])
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        block = "\n".join([*make(result), "", caption, ""])
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"README.md has no place <!-- {name} --> ... <!-- end -->")
         text = pattern.sub(lambda match, block=block: match[1] + block + match[2], text)

@@ -4,10 +4,10 @@ Both networks are the padded batch-norm U-Net with the same weights, on the same
 logits of both are compared with those of PyTorch in float64.
 """
 
-import resource
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,7 +166,7 @@ def measure(base: int, depth: int, batch: int, side: int) -> dict[str, Any]:
 
 
 def peak_memory(who: str, setting: list[str]) -> int:
-    """Peak resident memory, in MB, of a process of its own that runs five steps."""
+    """Peak resident memory, in MB, of a process of its own that runs five steps (Linux)."""
     command = [sys.executable, "-m", "benchmarks.training", who, *setting]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -177,4 +177,6 @@ if __name__ == "__main__":
     step = OurStep(*sizes) if who == "tinyseg" else TorchStep(*sizes, FORMATS[who])
     for _ in range(5):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    # Not getrusage: its maximum begins with that of the process that started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) // 1024)
