@@ -168,7 +168,7 @@ def test_show_prints_a_file_to_start_from_and_trains_nothing(run):
         (["--set", "model.variant=x"], "model: UNet: unknown variant 'x'"),
         (["--seed", "-1"], "train.seed must be at least 0, got -1"),
         (["isbi"], "the data set isbi lies in a folder, and none is given: add --data FOLDER"),
-        (["camvid", "--data", "absent"], "there is no folder absent"),
+        (["camvid", "--data", "absent"], "/absent. Expected there:"),
         (["--out", "file/run"], "a file stands where a folder is needed"),
     ],
 )

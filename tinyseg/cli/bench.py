@@ -13,10 +13,12 @@ def command(
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Time to spend on each line.")] = 1.0,
     backend: Annotated[str, typer.Option("--backend", help="numba, or numpy for the plain references.")] = "numba",
 ) -> None:
-    """Time a few operators and a training step of a small U-Net on this computer.
+    """Time a few operators and a training step of a small U-Net on this
+    computer.
 
-    Medians after a first call that compiles. For a comparison with PyTorch, with checks against float64, run
-    [bold]python -m benchmarks[/] in a checkout.
+    Medians after a first call that compiles. For a comparison with PyTorch,
+    with checks against float64, run [bold]python -m benchmarks[/] in a
+    checkout.
     """
     from rich.console import Console
     from rich.table import Table

@@ -12,7 +12,7 @@ app = typer.Typer(
 )
 
 Name = Annotated[
-    str, typer.Argument(metavar="[NAME]", help="camvid, cityscapes, isbi, shapes, voc; or folder, for your own.")
+    str, typer.Argument(metavar="NAME", help="camvid, cityscapes, isbi, shapes, voc; or folder, for your own.")
 ]
 Root = Annotated[Path | None, typer.Option("--root", "--data", metavar="FOLDER", help="Where the data set lies.")]
 Split = Annotated[str, typer.Option("--split", help="train, val, ...")]
@@ -24,7 +24,8 @@ Sets = Annotated[
 
 @app.command("check")
 def check_command(name: Name = "folder", root: Root = None, split: Split = "train", sets: Sets = None) -> None:
-    """Read every image and mask; count the labels, and say what is wrong, with the files' names.
+    """Read every image and mask; count the labels, and say what is wrong, with
+    the files' names.
 
     Ends with exit code 1 if something is wrong.
 

@@ -22,7 +22,8 @@ class Finding(NamedTuple):
 
 
 def command() -> None:
-    """Show what tinyseg finds on this computer: versions, threads, BLAS, compiler cache, GPU, memory and disk.
+    """Show what tinyseg finds on this computer: versions, threads, BLAS,
+    compiler cache, GPU, memory and disk.
 
     Ends with exit code 1 if something keeps it from working.
     """

@@ -24,8 +24,8 @@ def command(
 ) -> None:
     """Measure a trained network on a data set.
 
-    Every image is predicted in full size; the counts are summed over the whole split before any score is worked
-    out.
+    Every image is predicted in full size; the counts are summed over the
+    whole split before any score is worked out.
 
     [bold]tinyseg eval runs/shapes[/]
     [bold]tinyseg eval runs/camvid --split test --boundary[/]

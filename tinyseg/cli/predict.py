@@ -8,7 +8,7 @@ import typer
 
 def command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint (.safetensors).")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, and folders of images.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Images, and folders of images.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="Where the results go. By default RUN/predictions."),
@@ -26,10 +26,11 @@ def command(
 ) -> None:
     """Segment images with a trained network.
 
-    Writes FOLDER/masks/NAME.png, whose pixels are class numbers shown in the classes' colours, and
-    FOLDER/overlays/NAME.png. Images may have any size, and be grey or coloured: they are brought to what the
-    network was trained with. A file that cannot be read is reported at the end; the others are done all the
-    same.
+    Writes FOLDER/masks/NAME.png, whose pixels are class numbers shown in
+    the classes' colours, and FOLDER/overlays/NAME.png. Images may have any
+    size, and be grey or coloured: they are brought to what the network was
+    trained with. A file that cannot be read is reported at the end; the
+    others are done all the same.
 
     [bold]tinyseg predict runs/camvid holiday/*.jpg --out segmented[/]
     """

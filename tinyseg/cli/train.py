@@ -17,7 +17,7 @@ def command(
     preset: Annotated[
         str,
         typer.Argument(
-            metavar="[PRESET]",
+            metavar="PRESET",
             help="A preset (shapes, isbi, camvid), a TOML file of your own, or with --resume a run folder.",
             show_default=False,
         ),
@@ -47,13 +47,14 @@ def command(
 ) -> None:
     """Train a network.
 
-    Without a preset, a small U-Net learns synthetic shapes: no download, about a minute and a half on two CPU
-    cores.
+    Without a preset, a small U-Net learns synthetic shapes: no download,
+    about a minute and a half on two CPU cores.
 
-    The run folder holds the configuration, metrics.jsonl, the checkpoints best.safetensors and
-    last.safetensors, and two pictures that are renewed after every epoch: curves.png and samples.png. Ctrl-C
-    ends a run after the current step; the same command with --resume goes on, and ends with the same bits as an
-    uninterrupted run.
+    The run folder holds the configuration, metrics.jsonl, the checkpoints
+    best.safetensors and last.safetensors, and two pictures that are renewed
+    after every epoch: curves.png and samples.png. Ctrl-C ends a run after
+    the current step; the same command with --resume goes on, and ends with
+    the same bits as an uninterrupted run.
 
     [bold]tinyseg train[/]
     [bold]tinyseg train isbi --data ~/data/isbi2012 --set train.epochs=20 --set optim.lr=0.001[/]
@@ -70,7 +71,7 @@ def command(
 
     changes = list(sets or [])
     if data is not None:
-        changes.append(f"data.root={data}")
+        changes.append(f"data.root={data.expanduser().absolute()}")
     if seed is not None:
         changes.append(f"train.seed={seed}")
 
