@@ -1,5 +1,6 @@
 """The package pydensecrf, where it is installed: the same call, to compare results and times with."""
 
+import importlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,14 +14,13 @@ from tinyseg.crf.parameters import Parameters
 def load():
     """The module pydensecrf.densecrf; ModuleNotFoundError says how to get it."""
     try:
-        import pydensecrf.densecrf
+        return importlib.import_module("pydensecrf.densecrf")
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "the backend 'pydensecrf' needs that package, which must be built with old tools: put the lines "
             "'cython<3' and 'setuptools<70' into a file, then run "
             "CYTHON_FORCE_REGEN=1 pip install --build-constraint FILE pydensecrf"
         ) from None
-    return pydensecrf.densecrf
 
 
 def dense_crf(image: Array, unary: Array, parameters: Parameters) -> Array:
