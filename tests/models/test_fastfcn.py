@@ -6,8 +6,8 @@ import pytest
 from tinyseg import functional as F
 from tinyseg import models, nn, ops
 from tinyseg.models.fastfcn import JPU, JPUX, FastFCN, present_classes
+from tinyseg.models.network import CrossEntropy, total
 from tinyseg.models.summary import sketch
-from tinyseg.tape import Tensor
 
 # For 59 classes and with the auxiliary head: dilated, and with joint upsampling.
 PARAMETERS = {
@@ -165,7 +165,7 @@ def test_gradient_through_the_whole_network(check_network_gradient, head, settin
     check_network_gradient(AllOutputs(small(head, **settings)), (35, 50))
 
 
-def test_loss_is_the_weighted_sum(rng):
+def test_losses_are_weighted(rng):
     net = small("encnet")
     outputs = net.outputs(rng.random((2, 16, 17, 2), np.float32))
     labels = rng.integers(0, 2, (2, 16, 17))
@@ -175,11 +175,14 @@ def test_loss_is_the_weighted_sum(rng):
     beside = ops.cross_entropy(outputs.auxiliary.data, labels, ignore_label=255)[0]
     present = np.array([[1, 0, 0], [1, 1, 0]])
     presence = ops.bce_with_logits(outputs.presence.data, present)[0]
-    loss = net.loss(outputs, labels, ignore_label=255)
-    np.testing.assert_allclose(loss.data, main + 0.2 * beside + 0.2 * presence, rtol=1e-6)
-    loss = net.loss(outputs, labels, ignore_label=255, auxiliary_weight=0.4, presence_weight=0)
-    np.testing.assert_allclose(loss.data, main + 0.4 * beside, rtol=1e-6)
-    net.loss(net.outputs(Tensor(rng.random((2, 16, 17, 2), np.float32))), labels, ignore_label=255).backward()
+    losses = net.losses(outputs, labels, CrossEntropy(255))
+    assert losses["pixels"].data == main
+    np.testing.assert_allclose(losses["auxiliary"].data, 0.2 * beside, rtol=1e-6)
+    np.testing.assert_allclose(losses["presence"].data, 0.2 * presence, rtol=1e-6)
+    np.testing.assert_allclose(total(losses).data, main + 0.2 * beside + 0.2 * presence, rtol=1e-6)
+    other = small("encnet", auxiliary_weight=0.4, presence_weight=0).losses(outputs, labels, CrossEntropy(255))
+    np.testing.assert_allclose(total(other).data, main + 0.4 * beside, rtol=1e-6)
+    total(losses).backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
@@ -189,7 +192,8 @@ def test_auxiliary_weights_of_the_recipes(rng, head, weight):
     outputs = net.outputs(rng.random((1, 9, 8, 2), np.float32))
     labels = rng.integers(0, 3, (1, 9, 8))
     main, beside = (ops.cross_entropy(logits.data, labels)[0] for logits in outputs[:2])
-    np.testing.assert_allclose(net.loss(outputs, labels).data, main + weight * beside, rtol=1e-6)
+    loss = total(net.losses(outputs, labels, CrossEntropy()))
+    np.testing.assert_allclose(loss.data, main + weight * beside, rtol=1e-6)
 
 
 def test_present_classes():
@@ -203,7 +207,9 @@ def test_without_auxiliary_head(rng):
     assert outputs.auxiliary is None
     labels = rng.integers(0, 3, (1, 9, 8))
     expected = ops.cross_entropy(outputs.logits.data, labels)[0]
-    np.testing.assert_allclose(net.loss(outputs, labels).data, expected, rtol=1e-6)
+    losses = net.losses(outputs, labels, CrossEntropy())
+    assert list(losses) == ["pixels"]
+    np.testing.assert_allclose(losses["pixels"].data, expected, rtol=1e-6)
 
 
 def test_errors():

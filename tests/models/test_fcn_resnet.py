@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tinyseg import functional as F
-from tinyseg import models
+from tinyseg import models, ops
+from tinyseg.models.network import CrossEntropy, total
 from tinyseg.models.summary import sketch, summarise
 from tinyseg.nn import BatchNorm2d
 
@@ -135,7 +136,7 @@ def test_same_answers_as_pytorch(family, torch):
     image = np.random.default_rng(0).standard_normal((2, 65, 50, 3))
     forward = TorchForward(torch, net.state_dict())
     expected = forward(family, torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))))
-    logits, auxiliary = net.logits_and_auxiliary(image)
+    logits, auxiliary = net.outputs(image)
     np.testing.assert_allclose(logits.data, expected[0], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(auxiliary.data, expected[1], rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(net(image).data, logits.data)
@@ -154,15 +155,31 @@ def test_sizes_of_the_figure(name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_through_both_heads(family, check_network_gradient):
     net = small(family, depth=18).train()
-    net.forward = lambda image: F.concat(net.logits_and_auxiliary(image))
+    net.forward = lambda image: F.concat(list(net.outputs(image)))
     check_network_gradient(net, (35, 42))
 
 
 def test_no_auxiliary_head():
     net = small("fcn", depth=18, auxiliary=False)
     assert not any(name.startswith("aux_classifier") for name in net.state_dict())
-    with pytest.raises(ValueError, match="FCNResNet was made with auxiliary=False"):
-        net.logits_and_auxiliary(np.zeros((1, 9, 9, 3)))
+    image = np.random.default_rng(0).standard_normal((1, 9, 9, 3))
+    outputs = net.outputs(image)
+    assert outputs.auxiliary is None
+    assert list(net.losses(outputs, np.zeros((1, 9, 9), np.int64), CrossEntropy())) == ["pixels"]
+
+
+@pytest.mark.parametrize(("settings", "weight"), [({}, 0.5), ({"auxiliary_weight": 0.4}, 0.4)])
+def test_losses_of_both_heads(rng, settings, weight):
+    net = small("fcn", depth=18, **settings)
+    outputs = net.outputs(rng.standard_normal((2, 16, 17, 3)))
+    labels = rng.integers(0, outputs.logits.shape[-1], (2, 16, 17))
+    labels[:, 3:5] = 255
+    losses = net.losses(outputs, labels, CrossEntropy(255))
+    main, beside = (ops.cross_entropy(logits.data, labels, ignore_label=255)[0] for logits in outputs)
+    assert losses["pixels"].data == main
+    np.testing.assert_allclose(losses["auxiliary"].data, weight * beside, rtol=1e-12)
+    total(losses).backward()
+    assert all(parameter.grad is not None and np.any(parameter.grad) for parameter in net.parameters())
 
 
 def test_errors():

@@ -7,7 +7,8 @@ from tinyseg import functional as F
 from tinyseg import models, nn, ops
 from tinyseg.data.edges import mask_edges
 from tinyseg.gradcheck import check_vjp
-from tinyseg.models.gscnn import GSCNN, GatedConv, Outputs, image_weighted_cross_entropy
+from tinyseg.models.gscnn import GSCNN, GatedConv, Outputs, image_weighted_cross_entropy, image_weights
+from tinyseg.models.network import CrossEntropy, total
 from tinyseg.models.summary import sketch
 from tinyseg.tape import Tensor
 
@@ -123,42 +124,68 @@ def random_outputs(rng, size=(2, 15, 16), classes=3):
     return rng.standard_normal((*size, classes)), 2 * rng.standard_normal((*size, 1)), labels
 
 
-def test_loss_is_the_weighted_sum(rng):
+def test_losses_are_weighted(rng):
     logits, edge_logits, labels = random_outputs(rng)
-    outputs, net = Outputs(Tensor(logits), Tensor(edge_logits)), small()
+    outputs, net = Outputs(Tensor(logits), Tensor(edge_logits)), small(loss_weights=(2, 20, 3, 4), temperature=0.5)
     edges = mask_edges(labels, ignore_label=255)[..., None]
     at_edges = np.where(1 / (1 + np.exp(-edge_logits[..., 0])) > 0.8, labels, 255)
-    terms = [
-        float(image_weighted_cross_entropy(Tensor(logits), labels, ignore_label=255).data),
-        float(ops.balanced_edge_loss(edge_logits, edges)[0]),
-        float(image_weighted_cross_entropy(Tensor(logits), at_edges, ignore_label=255).data),
-        float(ops.dual_task_loss(logits, labels, seed=3, offset=7, ignore_label=255)[0]),
-    ]
-    loss = net.loss(outputs, labels, ignore_label=255, seed=3, step=7)
-    np.testing.assert_allclose(loss.data, np.dot([1, 20, 1, 1], terms), rtol=1e-12)
-    for index, term in enumerate(terms):
-        weights = tuple(float(index == other) for other in range(4))
-        alone = net.loss(outputs, labels, ignore_label=255, seed=3, step=7, weights=weights)
-        np.testing.assert_allclose(alone.data, term, rtol=1e-12)
+    noise = {"temperature": 0.5, "seed": net.noise_seed, "offset": 7}
+    expected = {
+        "pixels": 2 * image_weighted_cross_entropy(Tensor(logits), labels, ignore_label=255).data,
+        "edges": 20 * ops.balanced_edge_loss(edge_logits, edges)[0],
+        "at_edges": 3 * image_weighted_cross_entropy(Tensor(logits), at_edges, ignore_label=255).data,
+        "dual_task": 4 * ops.dual_task_loss(logits, labels, ignore_label=255, **noise)[0],
+    }
+    losses = net.losses(outputs, labels, CrossEntropy(255), step=7)
+    assert list(losses) == list(expected)
+    for name, loss in losses.items():
+        np.testing.assert_allclose(loss.data, expected[name], rtol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_gradient_of_each_loss(rng, index):
+def test_noise_differs_from_step_to_step_and_from_seed_to_seed(rng):
+    logits, edge_logits, labels = random_outputs(rng)
+    outputs = Outputs(Tensor(logits), Tensor(edge_logits))
+
+    def dual_task(seed, step):
+        net = GSCNN(2, 3, width=1 / 32, rng=np.random.default_rng(seed))
+        return float(net.losses(outputs, labels, CrossEntropy(255), step=step)["dual_task"].data)
+
+    assert dual_task(1, 5) == dual_task(1, 5)
+    assert len({dual_task(1, 5), dual_task(1, 6), dual_task(2, 5)}) == 3
+
+
+def test_weights_of_pixels_act_on_the_first_loss(rng):
+    logits, edge_logits, labels = random_outputs(rng)
+    outputs, net = Outputs(Tensor(logits), Tensor(edge_logits)), small()
+    plain = net.losses(outputs, labels, CrossEntropy(255))
+    half = np.ones(labels.shape)
+    half[:, :7] = 0
+    weighted = net.losses(outputs, labels, CrossEntropy(255), weights=half)
+    by_image = image_weights(labels, ignore_label=255) * half
+    expected = ops.cross_entropy(logits, labels, pixel_weights=by_image, ignore_label=255)[0]
+    np.testing.assert_allclose(weighted["pixels"].data, expected, rtol=1e-12)
+    assert weighted["pixels"].data != plain["pixels"].data
+    assert all(weighted[name].data == plain[name].data for name in ("edges", "at_edges", "dual_task"))
+
+
+@pytest.mark.parametrize("name", ["pixels", "edges", "at_edges", "dual_task"])
+def test_gradient_of_each_loss(rng, name):
     """A real gradient: right, and not zero, of the edges' loss by the edge logits, of the others by the logits."""
     logits, edge_logits, labels = random_outputs(rng)
-    net, weights = small(), tuple(float(index == other) for other in range(4))
+    net = small()
+
+    def loss_of(outputs):
+        return net.losses(outputs, labels, CrossEntropy(255), step=1)[name]
 
     def forward(logits, edge_logits):
-        outputs = Outputs(Tensor(logits, requires_grad=True), Tensor(edge_logits, requires_grad=True))
-        loss = net.loss(outputs, labels, ignore_label=255, weights=weights, seed=1)
-        return loss.data, None
+        return loss_of(Outputs(Tensor(logits), Tensor(edge_logits))).data, None
 
     def backward(dy, _):
         outputs = Outputs(Tensor(logits, requires_grad=True), Tensor(edge_logits, requires_grad=True))
-        net.loss(outputs, labels, ignore_label=255, weights=weights, seed=1).backward(dy)
-        gradients = outputs.logits.grad, outputs.edge_logits.grad
-        assert [np.abs(gradient).max() > 1e-6 for gradient in gradients] == [index != 1, index == 1]
-        return gradients
+        loss_of(outputs).backward(dy)
+        reached, other = (outputs.edge_logits, outputs.logits)[:: 1 if name == "edges" else -1]
+        assert np.abs(reached.grad).max() > 1e-6 and other.grad is None
+        return [np.zeros_like(x.data) if x.grad is None else x.grad for x in outputs]
 
     check_vjp(forward, backward, (logits, edge_logits), eps=1e-6)
 
@@ -167,7 +194,7 @@ def test_all_losses_reach_all_parameters(rng):
     net = small()
     x = rng.random((2, 18, 16, 2), np.float32)
     labels = rng.integers(0, 3, (2, 9, 8)).repeat(2, 1).repeat(2, 2)
-    net.loss(net.outputs(x), labels, seed=1).backward()
+    total(net.losses(net.outputs(x), labels, CrossEntropy())).backward()
     assert all(np.isfinite(parameter.grad).all() for parameter in net.parameters())
 
 

@@ -42,8 +42,8 @@ and what is missing are the other phases, of which layer2 and layer3 still hold 
 
 Each conv of a head but the last has batch normalisation and ReLU. In training there are more answers: an auxiliary
 FCN head on layer3, with a weight of 0.2 (0.4 with "psp" and "deeplab"), and in "encnet" one logit for each class,
-whether it is in the image at all, with a weight of 0.2. `outputs` returns all of them, and `loss` their weighted
-sum.
+whether it is in the image at all, with a weight of 0.2. `outputs` returns all of them, and `losses` their weighted
+losses.
 
     parameters, 59 classes, with auxiliary head     ResNet-50                    ResNet-101
                                                     dilated       "jpu"          dilated       "jpu"
@@ -77,7 +77,7 @@ from tinyseg.models import backbones
 from tinyseg.models.aspp import ASPP, conv1x1, conv3x3, normalised_by_running
 from tinyseg.models.backbones import classifier
 from tinyseg.models.deeplab import check_settings
-from tinyseg.models.network import SegmentationNetwork
+from tinyseg.models.network import PixelLoss, SegmentationNetwork
 from tinyseg.tape import Tensor
 
 HEADS = ("fcn", "psp", "encnet", "deeplab")
@@ -282,15 +282,17 @@ class EncNetHead(nn.Module):
 class FastFCN(SegmentationNetwork):
     """See the top of this file.
 
-    head       "fcn", "psp", "encnet" or "deeplab"
-    backbone   "resnet50", "resnet101", or another ResNet
-    joint      "jpu", "jpu_x", or None for a dilated ResNet without joint upsampling
-    auxiliary  have the auxiliary head on layer3
-    lateral    of the encnet head: show it layer2 and layer3 too
-    codewords  of the encnet head
-    stem       of the ResNet: "64-64-128" as published; "7x7" fits torchvision's weights
-    width      multiplies all channels
-    rng        draws the initial weights
+    head              "fcn", "psp", "encnet" or "deeplab"
+    backbone          "resnet50", "resnet101", or another ResNet
+    joint             "jpu", "jpu_x", or None for a dilated ResNet without joint upsampling
+    auxiliary         have the auxiliary head on layer3
+    auxiliary_weight  of its loss: by default 0.2, or 0.4 for the heads "psp" and "deeplab"
+    presence_weight   of the loss for the presence of classes, of the encnet head
+    lateral           of the encnet head: show it layer2 and layer3 too
+    codewords         of the encnet head
+    stem              of the ResNet: "64-64-128" as published; "7x7" fits torchvision's weights
+    width             multiplies all channels
+    rng               draws the initial weights
     """
 
     def __init__(
@@ -302,6 +304,8 @@ class FastFCN(SegmentationNetwork):
         backbone: str = "resnet50",
         joint: str | None = "jpu",
         auxiliary: bool = True,
+        auxiliary_weight: float | None = None,
+        presence_weight: float = 0.2,
         lateral: bool = False,
         codewords: int = 32,
         stem: str = "64-64-128",
@@ -318,7 +322,9 @@ class FastFCN(SegmentationNetwork):
             raise ValueError(f'FastFCN: lateral=True is for head="encnet", and head is {head!r}')
         if codewords < 1:
             raise ValueError(f"FastFCN: codewords must be at least 1, got {codewords}")
-        self.in_channels, self.classes, self.head_name = in_channels, classes, head
+        self.in_channels, self.classes = in_channels, classes
+        self.auxiliary_weight = AUXILIARY_WEIGHTS[head] if auxiliary_weight is None else auxiliary_weight
+        self.presence_weight = presence_weight
         self.trunk = backbones.create(
             backbone, in_channels, None, stem=stem, width=width, output_stride=32 if joint else 8, rng=rng
         )
@@ -365,28 +371,23 @@ class FastFCN(SegmentationNetwork):
         beside = enlarge(self.auxiliary(layer3), size) if auxiliary and self.auxiliary is not None else None
         return Outputs(enlarge(scores, size), beside, presence)
 
-    def loss(
+    def losses(
         self,
         outputs: Outputs,
         labels: np.ndarray,
+        pixel_loss: PixelLoss,
         *,
-        ignore_label: int | None = None,
-        auxiliary_weight: float | None = None,
-        presence_weight: float = 0.2,
-    ) -> Tensor:
-        """The training loss of the paper, from `outputs(x)` and labels (N, H, W): one number.
-
-        auxiliary_weight  by default 0.2, or 0.4 for the heads "psp" and "deeplab"
-        """
-        weight = AUXILIARY_WEIGHTS[self.head_name] if auxiliary_weight is None else auxiliary_weight
-        loss = F.cross_entropy(outputs.logits, labels, ignore_label=ignore_label)
+        weights: np.ndarray | None = None,
+        step: int = 0,
+    ) -> dict[str, Tensor]:
+        """Those of the logits ("pixels"), of the auxiliary head, and of the presence of the classes."""
+        losses = {"pixels": pixel_loss(outputs.logits, labels, weights)}
         if outputs.auxiliary is not None:
-            beside = F.cross_entropy(outputs.auxiliary, labels, ignore_label=ignore_label)
-            loss = F.add(loss, F.mul(beside, weight))
+            losses["auxiliary"] = F.mul(pixel_loss(outputs.auxiliary, labels, weights), self.auxiliary_weight)
         if outputs.presence is not None:
-            presence = F.bce_with_logits(outputs.presence, present_classes(labels, self.classes, ignore_label))
-            loss = F.add(loss, F.mul(presence, presence_weight))
-        return loss
+            present = present_classes(labels, self.classes, pixel_loss.ignore_label)
+            losses["presence"] = F.mul(F.bce_with_logits(outputs.presence, present), self.presence_weight)
+        return losses
 
 
 def present_classes(labels: np.ndarray, classes: int, ignore_label: int | None = None) -> np.ndarray:

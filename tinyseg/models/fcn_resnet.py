@@ -17,8 +17,8 @@ Strides are traded for dilations in layer3 and layer4, and the first unit of eac
 before. A convolution of a head has batch normalisation and ReLU behind it. Logits are enlarged bilinearly, with
 the corners of the pixels and not their centres aligned (align_corners=False).
 
-The auxiliary head helps to train the middle of the network, and is not used otherwise: `logits_and_auxiliary`
-returns both answers, of which torchvision weighs the losses 1 and 0.5. Published files hold its weights.
+The auxiliary head helps to train the middle of the network, and is not used otherwise: `outputs` returns both
+answers, of which torchvision weighs the losses 1 and 0.5. Published files hold its weights.
 
     network         parameters, 21 classes   with the auxiliary head
     fcn_resnet50    32,957,013               35,322,218
@@ -31,6 +31,8 @@ Differences from torchvision
     * `width` multiplies all channels; ResNet-18 and 34 can be the trunk too, which torchvision does not dilate.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from tinyseg import functional as F
@@ -38,17 +40,25 @@ from tinyseg import nn
 from tinyseg.functional import Input
 from tinyseg.models.backbones import classifier
 from tinyseg.models.backbones.resnet import ResNet
-from tinyseg.models.network import SegmentationNetwork
+from tinyseg.models.network import PixelLoss, SegmentationNetwork
 from tinyseg.tape import Tensor
+
+
+class Outputs(NamedTuple):
+    """What the network says in training. Logits are as large as the image."""
+
+    logits: Tensor  # N H W classes
+    auxiliary: Tensor | None  # N H W classes
 
 
 class DilatedResNet(SegmentationNetwork):
     """A dilated ResNet with one of torchvision's heads and an auxiliary one. Subclasses make the head.
 
-    depth      of the ResNet: 18, 34, 50 or 101
-    auxiliary  have the auxiliary head
-    width      multiplies all channels
-    rng        draws the initial weights
+    depth             of the ResNet: 18, 34, 50 or 101
+    auxiliary         have the auxiliary head
+    auxiliary_weight  of its loss
+    width             multiplies all channels
+    rng               draws the initial weights
     """
 
     def __init__(
@@ -58,12 +68,13 @@ class DilatedResNet(SegmentationNetwork):
         *,
         depth: int = 50,
         auxiliary: bool = True,
+        auxiliary_weight: float = 0.5,
         width: float = 1.0,
         rng: np.random.Generator,
     ):
         if classes < 1:
             raise ValueError(f"{type(self).__name__}: classes must be at least 1, got {classes}")
-        self.in_channels, self.classes = in_channels, classes
+        self.in_channels, self.classes, self.auxiliary_weight = in_channels, classes, auxiliary_weight
         self.backbone = ResNet(in_channels, None, depth=depth, output_stride=8, width=width, rng=rng)
         channels = self.backbone.stage_channels
         self.classifier = self.make_head(channels["layer4"], width, rng)
@@ -76,16 +87,27 @@ class DilatedResNet(SegmentationNetwork):
         last = self.backbone.stages(x)["layer4"]
         return enlarge(self.classifier(last), x)
 
-    def logits_and_auxiliary(self, x: Input) -> tuple[Tensor, Tensor]:
+    def outputs(self, x: Input) -> Outputs:
         """The answers of both heads, each (N, H, W, classes)."""
-        if self.aux_classifier is None:
-            raise ValueError(
-                f"{type(self).__name__} was made with auxiliary=False: it has no auxiliary head; call it for its "
-                "logits, or make it with auxiliary=True"
-            )
         maps = self.backbone.stages(x)
-        logits, auxiliary = self.classifier(maps["layer4"]), self.aux_classifier(maps["layer3"])
-        return enlarge(logits, x), enlarge(auxiliary, x)
+        logits = enlarge(self.classifier(maps["layer4"]), x)
+        auxiliary = None if self.aux_classifier is None else enlarge(self.aux_classifier(maps["layer3"]), x)
+        return Outputs(logits, auxiliary)
+
+    def losses(
+        self,
+        outputs: Outputs,
+        labels: np.ndarray,
+        pixel_loss: PixelLoss,
+        *,
+        weights: np.ndarray | None = None,
+        step: int = 0,
+    ) -> dict[str, Tensor]:
+        """Those of the two heads, "pixels" and "auxiliary"."""
+        losses = {"pixels": pixel_loss(outputs.logits, labels, weights)}
+        if outputs.auxiliary is not None:
+            losses["auxiliary"] = F.mul(pixel_loss(outputs.auxiliary, labels, weights), self.auxiliary_weight)
+        return losses
 
 
 class FCNResNet(DilatedResNet):

@@ -38,10 +38,10 @@ The edge machinery is less than a thousandth of it. On a ResNet with output stri
 shape stream starts from conv1, the gates listen to layer1, layer2 and layer4, ASPP is on layer4, and the 48
 channels are of layer1: 40,523,181 parameters on ResNet-50, 59,515,309 on ResNet-101.
 
-Losses (`loss`), with the weights of the paper: cross-entropy 1, the edges' own balanced cross-entropy 20
+Losses (`losses`), with the weights of the paper: cross-entropy 1, the edges' own balanced cross-entropy 20
 (ops/balanced_edge_loss.py), cross-entropy at predicted edges 1, and the dual-task loss 1 (ops/dual_task_loss.py).
 The first and third weigh the classes by 1 + (1 - share of the pixels), image by image. The true edges are those of
-the mask, 2 pixels to each side (data/edges.py).
+the mask, 2 pixels to each side (data/edges.py), and predicted ones those of a probability above 0.8.
 
 Differences from the paper, or choices where paper and release differ
     * Canny's edges join behind the shape stream, as in the release; the paper has image gradients enter it. They
@@ -60,6 +60,7 @@ Differences from the paper, or choices where paper and release differ
 Any image of at least 1 x 1 pixels is taken.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,10 +75,11 @@ from tinyseg.models.aspp import ImagePooling, conv1x1, conv3x3
 from tinyseg.models.backbones import classifier
 from tinyseg.models.backbones.resnet import BasicBlock, Place
 from tinyseg.models.deeplab import check_settings
-from tinyseg.models.network import SegmentationNetwork
+from tinyseg.models.network import PixelLoss, SegmentationNetwork
 from tinyseg.tape import Tensor
 
 RATES = (12, 24, 36)
+EDGE_LOGIT = math.log(0.8 / (1 - 0.8))  # of a predicted edge
 
 
 class Taps(NamedTuple):
@@ -172,11 +174,13 @@ class EdgeASPP(nn.Module):
 class GSCNN(SegmentationNetwork):
     """See the top of this file.
 
-    backbone   "wide_resnet38", "resnet50", "resnet101", ...
-    mean, std  of the normalisation that images have gone through, values of 0 to 1 before: a number, or one for
-               each channel; Canny's edges are of the image before it
-    width      multiplies all channels
-    rng        draws the initial weights
+    backbone      "wide_resnet38", "resnet50", "resnet101", ...
+    mean, std     of the normalisation that images have gone through, values of 0 to 1 before: a number, or one for
+                  each channel; Canny's edges are of the image before it. By default 0.45 and 0.225
+    loss_weights  of the cross-entropy, the edge loss, the cross-entropy at edges, and the dual-task loss
+    temperature   of the Gumbel softmax of the dual-task loss; the paper has 1, the release 0.5
+    width         multiplies all channels
+    rng           draws the initial weights, and the seed of the dual-task loss's noise
     """
 
     def __init__(
@@ -185,13 +189,16 @@ class GSCNN(SegmentationNetwork):
         classes: int = 19,
         *,
         backbone: str = "wide_resnet38",
-        mean: float | Sequence[float] = 0.45,
-        std: float | Sequence[float] = 0.225,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        loss_weights: tuple[float, float, float, float] = (1.0, 20.0, 1.0, 1.0),
+        temperature: float = 1.0,
         width: float = 1.0,
         rng: np.random.Generator,
     ):
         check_settings("GSCNN", in_channels=in_channels, classes=classes, width=width)
         classifier.check_choice("GSCNN", "backbone", backbone, tuple(BACKBONES))
+        mean, std = 0.45 if mean is None else mean, 0.225 if std is None else std
         for name, value in (("mean", mean), ("std", std)):
             if np.shape(value) not in ((), (in_channels,)):
                 raise ValueError(
@@ -199,6 +206,7 @@ class GSCNN(SegmentationNetwork):
                 )
         self.in_channels, self.classes, self.taps = in_channels, classes, BACKBONES[backbone]
         self.mean, self.std = mean, std
+        self.loss_weights, self.temperature = loss_weights, temperature
         self.trunk = backbones.create(backbone, in_channels, None, output_stride=8, width=width, rng=rng)
         channels = self.trunk.stage_channels
         inner, fine = classifier.scaled(256, width), classifier.scaled(48, width)
@@ -214,6 +222,7 @@ class GSCNN(SegmentationNetwork):
             *conv3x3(inner, inner, separable=False, rng=rng),
             nn.Conv2d(inner, classes, 1, bias=False, rng=rng),
         )
+        self.noise_seed = int(rng.integers(2**63))
 
     def forward(self, x: Input) -> Tensor:
         return self.outputs(x).logits
@@ -240,54 +249,45 @@ class GSCNN(SegmentationNetwork):
         visible = 255 * (images * np.asarray(self.std) + np.asarray(self.mean))
         return np.stack([canny(image) for image in visible])[..., None].astype(images.dtype)
 
-    def loss(
+    def losses(
         self,
         outputs: Outputs,
         labels: np.ndarray,
+        pixel_loss: PixelLoss,
         *,
-        ignore_label: int | None = None,
-        edges: np.ndarray | None = None,
-        weights: tuple[float, float, float, float] = (1.0, 20.0, 1.0, 1.0),
-        threshold: float = 0.8,
-        temperature: float = 1.0,
-        seed: int | None = None,
+        weights: np.ndarray | None = None,
         step: int = 0,
-    ) -> Tensor:
-        """The training loss, from `outputs(x)` and labels (N, H, W): one number.
-
-        edges        true edges (N, H, W, 1), by default those of the labels
-        weights      of the cross-entropy, the edge loss, the cross-entropy at edges, and the dual-task loss
-        threshold    of the predicted probability, above which a pixel is at an edge
-        temperature  of the Gumbel softmax of the dual-task loss; the paper has 1, the release 0.5
-        seed, step   of its noise: a seed for the run, and the number of the step; seed None is for no noise
-        """
-        if edges is None:
-            edges = mask_edges(labels, ignore_label=ignore_label)[..., None]
-        ignored = -1 if ignore_label is None else ignore_label
+    ) -> dict[str, Tensor]:
+        """The four losses. `weights` and the settings of `pixel_loss` act on the first one."""
+        ignored = -1 if pixel_loss.ignore_label is None else pixel_loss.ignore_label
         labels = np.asarray(labels, np.int64)
-        at_edges = np.where(
-            outputs.edge_logits.data[..., 0] > np.log(threshold / (1 - threshold)), labels, ignored
-        )
-        dual = F.dual_task_loss(
-            outputs.logits, labels, temperature=temperature, seed=seed, offset=step, ignore_label=ignored
-        )
-        terms = (
-            image_weighted_cross_entropy(outputs.logits, labels, ignore_label=ignored),
-            F.balanced_edge_loss(outputs.edge_logits, edges),
-            image_weighted_cross_entropy(outputs.logits, at_edges, ignore_label=ignored),
-            dual,
-        )
-        loss = F.mul(terms[0], weights[0])
-        for term, weight in zip(terms[1:], weights[1:], strict=True):
-            loss = F.add(loss, F.mul(term, weight))
-        return loss
+        by_image = image_weights(labels, ignore_label=ignored)
+        edges = mask_edges(labels, ignore_label=pixel_loss.ignore_label)[..., None]
+        at_edges = np.where(outputs.edge_logits.data[..., 0] > EDGE_LOGIT, labels, ignored)
+        terms = {
+            "pixels": pixel_loss(outputs.logits, labels, by_image if weights is None else weights * by_image),
+            "edges": F.balanced_edge_loss(outputs.edge_logits, edges),
+            "at_edges": image_weighted_cross_entropy(outputs.logits, at_edges, ignore_label=ignored),
+            "dual_task": F.dual_task_loss(
+                outputs.logits,
+                labels,
+                temperature=self.temperature,
+                seed=self.noise_seed,
+                offset=step,
+                ignore_label=ignored,
+            ),
+        }
+        return {
+            name: F.mul(term, weight)
+            for (name, term), weight in zip(terms.items(), self.loss_weights, strict=True)
+        }
 
 
-def image_weighted_cross_entropy(logits: Tensor, labels: np.ndarray, *, ignore_label: int) -> Tensor:
-    """The mean over the images of each one's weighted mean over its pixels.
+def image_weights(labels: np.ndarray, *, ignore_label: int) -> np.ndarray:
+    """The weights of the pixels (N, H, W) in a mean over the images of each one's weighted mean.
 
-    A pixel of class c weighs 1 + (1 - share of c among the image's labelled pixels): classes that are rare in the
-    image count up to twice. An image without labels counts 0.
+    In an image, a pixel of class c weighs 1 + (1 - share of c among the image's labelled pixels): classes that are
+    rare in it count up to twice. An image without labels has weights 0, the others have the sum 1 / N.
     """
     weights = np.zeros(labels.shape)
     for image, weight in zip(labels, weights, strict=True):
@@ -296,6 +296,12 @@ def image_weighted_cross_entropy(logits: Tensor, labels: np.ndarray, *, ignore_l
             _, which, counts = np.unique(image[known], return_inverse=True, return_counts=True)
             weight[known] = (2 - counts / known.sum())[which]
             weight /= weight.sum() * len(labels)
+    return weights
+
+
+def image_weighted_cross_entropy(logits: Tensor, labels: np.ndarray, *, ignore_label: int) -> Tensor:
+    """The cross-entropy with `image_weights`. An image without labels counts 0 in the mean."""
+    weights = image_weights(labels, ignore_label=ignore_label)
     return F.cross_entropy(logits, labels, pixel_weights=weights, ignore_label=ignore_label, reduction="sum")
 
 

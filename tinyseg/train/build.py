@@ -1,6 +1,6 @@
 """From a configuration to the objects that it describes: data sets, loader, network, optimiser."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from tinyseg import data, models, optim
 from tinyseg.data import Dataset, Loader, transforms
 from tinyseg.models import SegmentationNetwork
 from tinyseg.optim import Optimiser, schedules
+from tinyseg.train import settings
 from tinyseg.train.config import Config
 from tinyseg.train.errors import SettingError
 
@@ -42,11 +43,24 @@ def training_loader(config: Config, dataset: Dataset) -> Loader:
     )
 
 
-def network(config: Config, channels: int, classes: int) -> SegmentationNetwork:
-    """The network with its first weights, which follow from train.seed."""
+def network(
+    config: Config,
+    channels: int,
+    classes: int,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> SegmentationNetwork:
+    """The network with its first weights, which follow from train.seed.
+
+    mean, std  of the images' normalisation, for a network that looks at the image before it
+    """
     rng = np.random.default_rng(config.train.seed)
+    seen = settings.of_callable(models.MODELS[config.model.name])
+    normalisation = {name: value for name, value in (("mean", mean), ("std", std)) if name in seen and value}
+    options = {**normalisation, **config.model.options}
     try:
-        return models.create(config.model.name, channels, classes, rng=rng, **config.model.options)
+        return models.create(config.model.name, channels, classes, rng=rng, **options)
     except (ValueError, TypeError) as error:
         raise SettingError(f"model: {error}") from error
 

@@ -66,7 +66,8 @@ class Progress:
     epoch: int = 0
     batch: int = 0  # batches of the current epoch that are done
     step: int = 0  # updates of the weights since the start
-    loss_sum: float = 0.0  # over the current epoch's batches
+    loss_sum: float = 0.0  # over the current epoch's images
+    loss_terms: dict[str, float] = field(default_factory=dict)  # the same for each term of the loss
     images: int = 0  # of the current epoch
     seconds: float = 0.0  # of training and validation since the start
     best_score: float | None = None

@@ -3,7 +3,8 @@
     loss = mean over pixels of  weight(pixel) class_weight(label) * -log p(label)   +   dice * (1 - soft Dice)
 
 A network with unpadded convolutions answers for the middle of its image only; labels and pixel weights are then
-cut to the middle too.
+cut to the middle too. A network with auxiliary heads or losses of its own asks for the loss of each answer
+(`SegmentationNetwork.losses`).
 """
 
 import numpy as np
@@ -24,7 +25,7 @@ class PixelLoss:
         self.dice = settings.dice
         self.class_weights = _class_weights(settings, dataset)
 
-    def __call__(self, logits: Tensor, labels: np.ndarray, weights: np.ndarray | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, labels: np.ndarray, weights: np.ndarray | None = None, /) -> Tensor:
         size = (logits.shape[1], logits.shape[2])
         labels = middle(labels, size)
         weights = None if weights is None else middle(weights, size).astype(logits.data.dtype, copy=False)

@@ -49,7 +49,8 @@ def load(source: str | Path, weights: str = "best") -> tuple[SegmentationNetwork
         run = Run.open(path)
         path = run.best if weights == "best" and run.best.exists() else run.last
     found = checkpoint.load(path)
-    network = build.network(found.config, found.labels.channels, len(found.labels.classes))
+    labels = found.labels
+    network = build.network(found.config, labels.channels, len(labels.classes), mean=labels.mean, std=labels.std)
     load_weights(network, found)
     network.eval()
     return network, found

@@ -7,6 +7,10 @@ An epoch is: every training image once, in batches; validation over the whole va
 metrics.jsonl; a checkpoint. What happens is told to reporters (`tinyseg.train.reporters`), which show progress and
 draw pictures; the loop itself prints nothing.
 
+The loss is the network's own (`SegmentationNetwork.losses`). Where it has several terms, as with an auxiliary head,
+a line in metrics.jsonl also has the mean of each one, `loss_terms`. The loss of the validation is that of the logits
+alone: it compares with the term "pixels".
+
 Everything random follows from train.seed, the epoch and the image, and a checkpoint holds the weights, the
 optimiser's state and the place in the run. So a run that was stopped, even in the middle of an epoch, and
 resumed ends with the same bits as one that was not.
@@ -23,6 +27,7 @@ import numpy as np
 
 from tinyseg import optim
 from tinyseg.data import Batch
+from tinyseg.models.network import total
 from tinyseg.tape import Tensor
 from tinyseg.train import build, checkpoint, files
 from tinyseg.train.checkpoint import Checkpoint, Labels, Progress
@@ -92,7 +97,13 @@ class Trainer:
         self.val_set = build.open_dataset(config, "val")
         self.labels = Labels.of(self.train_set)
         self.loader = build.training_loader(config, self.train_set)
-        self.network = build.network(config, self.labels.channels, len(self.labels.classes))
+        self.network = build.network(
+            config,
+            self.labels.channels,
+            len(self.labels.classes),
+            mean=self.labels.mean,
+            std=self.labels.std,
+        )
         self.steps_per_epoch = -(-len(self.loader) // config.train.accumulate)
         self.optimiser = build.optimiser(config, self.network, self.steps_per_epoch)
         self.loss = PixelLoss(config.loss, self.train_set)
@@ -154,11 +165,15 @@ class Trainer:
     def train_step(self, group: Sequence[Batch]) -> float:
         """Change the weights once, by the mean gradient of some batches. Returns their mean loss."""
         self.optimiser.zero_grad()
-        losses = []
-        for batch in group:
+        losses, terms = [], []
+        for number, batch in enumerate(group):
             assert batch.labels is not None
-            loss = self.loss(self.network(Tensor(batch.images)), batch.labels, batch.weights)
+            outputs = self.network.outputs(Tensor(batch.images))
+            step = self.progress.step * self.config.train.accumulate + number
+            parts = self.network.losses(outputs, batch.labels, self.loss, weights=batch.weights, step=step)
+            loss = total(parts)
             losses.append(float(loss.data))
+            terms.append({name: float(part.data) for name, part in parts.items()})
             if not np.isfinite(losses[-1]):
                 raise DivergedError(self._diverged(f"the loss became {losses[-1]}", batch))
             loss.backward(np.full_like(loss.data, 1 / len(group)))
@@ -173,6 +188,9 @@ class Trainer:
         self.progress.batch += len(group)
         self.progress.images += sum(images)
         self.progress.loss_sum += float(np.dot(losses, images))
+        for name in terms[0]:
+            weighted = float(np.dot([term[name] for term in terms], images))
+            self.progress.loss_terms[name] = self.progress.loss_terms.get(name, 0.0) + weighted
         return float(np.mean(losses))
 
     def validate(self) -> Scores | None:
@@ -201,7 +219,8 @@ class Trainer:
         score = row.get(self.config.train.score)
         best = -np.inf if progress.best_score is None else progress.best_score
         better = score is not None and score > best  # never true for NaN
-        progress.epoch, progress.batch, progress.images, progress.loss_sum = progress.epoch + 1, 0, 0, 0.0
+        progress.epoch, progress.batch, progress.images = progress.epoch + 1, 0, 0
+        progress.loss_sum, progress.loss_terms = 0.0, {}
         if better:
             progress.best_score, progress.best_epoch = score, progress.epoch
         # The history first: a run that dies in between repeats the epoch, and `resume` drops the line.
@@ -241,6 +260,10 @@ class Trainer:
             "seconds": round(self.progress.seconds, 3),
             "peak_memory_mb": None if peak is None else round(peak / 2**20),
         }
+        if len(self.progress.loss_terms) > 1:
+            row["loss_terms"] = {
+                name: value / max(self.progress.images, 1) for name, value in self.progress.loss_terms.items()
+            }
         if scores is not None:
             row |= {"val_loss": scores.loss} | scores.confusion.scores()
             row["iou"] = dict(zip(self.labels.classes, scores.confusion.iou.tolist(), strict=True))
