@@ -29,6 +29,40 @@ def test_an_unknown_preset_is_answered_with_the_nearest():
         config.preset("shape")
 
 
+def test_a_file_may_extend_a_preset(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'extends = "isbi"\n[augment]\nelastic = false\ncrop = { size = [64, 64] }\n[optim]\nlr = 0.5\n'
+    )
+    mine, isbi = config.read(path), config.preset("isbi")
+    assert mine.optim == dataclasses.replace(isbi.optim, lr=0.5)
+    assert mine.augment["crop"]["size"] == (64, 64)
+    assert mine.augment["flip"] == isbi.augment["flip"]
+    assert "elastic" in isbi.augment and "elastic" not in mine.augment
+    assert mine.model == isbi.model
+
+
+def test_a_file_that_extends_a_preset_with_another_network_drops_the_old_options(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "isbi"\n[model]\nname = "plain"\n')
+    assert config.read(path).model.name == "plain"
+    assert "base" not in config.read(path).model.options
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('extends = "isbo"', "no preset 'isbo'; did you mean isbi"),
+        ("extends = 3", "must be the name of a preset, got 3"),
+    ],
+)
+def test_a_file_can_extend_presets_only(tmp_path, line, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(line)
+    with pytest.raises(SettingError, match=message):
+        config.read(path)
+
+
 def test_overrides_reach_every_kind_of_section():
     changed = config.override(
         config.preset("shapes"),

@@ -2,6 +2,7 @@
 
     config = preset("isbi")                               # the file tinyseg/presets/isbi.toml
     config = read(Path("mine.toml"))                      # a file of your own; what it leaves out has its default
+                                                          # or, with extends = "isbi" in it, that preset's value
     config = override(config, ["optim.lr=0.01"])          # as `tinyseg train --set optim.lr=0.01`
 
 A configuration is immutable. The sections loss, optim, schedule and train are listed here. The sections data,
@@ -315,7 +316,23 @@ def _from_toml(text: str, source: str) -> Config:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"{source} is not valid TOML: {error}") from error
-    return from_tables(tables, source)
+    base = tables.pop("extends", None)
+    if base is None:
+        return from_tables(tables, source)
+    if not isinstance(base, str):
+        raise SettingError(f"extends in {source} must be the name of a preset, got {base!r}")
+    return from_tables(_merged(to_tables(preset(base)), tables), source)
+
+
+def _merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables with some values changed. Another data set or network drops the options of the old one."""
+    merged = dict(tables)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        renamed = both and key in DEFAULT_NAMES and value.get("name", old["name"]) != old["name"]
+        merged[key] = _merged(old, value) if both and not renamed else value
+    return merged
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
