@@ -329,9 +329,10 @@ def _merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     merged = dict(tables)
     for key, value in changes.items():
         old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        renamed = both and key in DEFAULT_NAMES and value.get("name", old["name"]) != old["name"]
-        merged[key] = _merged(old, value) if both and not renamed else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            renamed = key in DEFAULT_NAMES and value.get("name", old["name"]) != old["name"]
+            value = value if renamed else _merged(old, value)
+        merged[key] = value
     return merged
 
 
