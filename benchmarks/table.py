@@ -27,7 +27,7 @@ def operators(result: dict[str, Any]) -> list[str]:
             timing = row[direction]
             cells += [f"{_pair(timing)} ms", f"{timing['ratio']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [*lines, "", _caption(result["machine"], "operators")]
 
 
 def training(result: dict[str, Any]) -> list[str]:
@@ -38,7 +38,7 @@ def training(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         memory = ", ".join(str(row[who]["peak memory MB"]) for who in ("tinyseg", "torch"))
         lines.append(f"| {row['name']} | {_pair(row)} ms | {row['ratio']:.2f} | {memory} MB |")
-    return lines
+    return [*lines, "", _caption(result["machine"], "training")]
 
 
 def _pair(row: dict[str, Any]) -> str:
@@ -46,7 +46,16 @@ def _pair(row: dict[str, Any]) -> str:
     return ", ".join(f"{median:.0f}" if median >= 100 else f"{median:.3g}" for median in medians)
 
 
+def _caption(machine: dict[str, Any], name: str) -> str:
+    return (
+        f"Medians, in one process, alternately, on {machine['cores']} cores of {machine['processor']}; "
+        f"PyTorch {machine['torch']} with the better of its memory formats. A ratio above 1 means that "
+        f"tinyseg is faster. [Data](benchmarks/results/{name}.json)"
+    )
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {"operators": operators, "training": training}
+"""By the name of the mark and of the JSON file: the lines of the table and what is said below it."""
 
 
 def filled(text: str) -> str:
@@ -55,14 +64,7 @@ def filled(text: str) -> str:
         path = RESULTS / f"{name}.json"
         if not path.exists():
             continue
-        result = json.loads(path.read_text())
-        machine = result["machine"]
-        caption = (
-            f"Medians, in one process, alternately, on {machine['cores']} cores of {machine['processor']}; "
-            f"PyTorch {machine['torch']} with the better of its memory formats. A ratio above 1 means that "
-            f"tinyseg is faster. [Data](benchmarks/results/{name}.json)"
-        )
-        block = "\n".join([*make(result), "", caption, ""])
+        block = "\n".join([*make(json.loads(path.read_text())), ""])
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"README.md has no place <!-- {name} --> ... <!-- end -->")
