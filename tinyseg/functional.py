@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyseg import ops
+from tinyseg import crf, ops
 from tinyseg.backend import Array
-from tinyseg.tape import Tensor, apply, record
+from tinyseg.tape import Tensor, apply, record, recording
 
 Input = Tensor | Array
 """What an array argument may be."""
@@ -179,6 +179,17 @@ def slice(x: Input, ranges: Any) -> Tensor:
 
 def reshape(x: Input, shape: Sequence[int]) -> Tensor:
     return apply(ops.reshape, ops.reshape_backward, x, shape=shape)
+
+
+# ------------------------------------------------------------------------------------------------------ dense CRFs
+
+
+def refine(logits: Input, smoothness: Input, appearance: Input, log_bandwidths: Input, **options: Any) -> Tensor:
+    """Of `tinyseg.crf`. Where no gradient will be asked for, up to a number for each pixel, and faster."""
+    inputs = (logits, smoothness, appearance, log_bandwidths)
+    if not recording(*inputs):
+        return Tensor(crf.refine_without_gradient(*map(_array, inputs), **options))
+    return apply(crf.refine, crf.refine_backward, *inputs, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------- losses

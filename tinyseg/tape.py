@@ -36,6 +36,11 @@ def no_grad() -> Iterator[None]:
         _recording.reset(token)
 
 
+def recording(*inputs: Any) -> bool:
+    """Will the result of an operator with these inputs be remembered? If not, it may take a shorter way."""
+    return _recording.get() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+
+
 class Tensor:
     """An array on the tape. `grad` is filled by `backward()`, for tensors made with `requires_grad=True`."""
 

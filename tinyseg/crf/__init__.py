@@ -12,7 +12,7 @@ What is behind it, in the order in which it is best read:
     lattice       the permutohedral lattice: all pairs, nearly, in linear time
     separable     positions alone, by two convolutions          local     a window around each pixel (ConvCRF)
     mean_field    the updates, and their gradients              energy    what they minimise
-    fused         the same updates on lattices, fast
+    fused         the same updates on lattices, fast        layer        the same in a network
     dense         `dense_crf`                                   original  the same by pydensecrf, where installed
 """
 
@@ -23,6 +23,7 @@ from tinyseg.crf.features import bilateral_features, position_features
 from tinyseg.crf.filters import Filter, Normalised
 from tinyseg.crf.inference import infer, iterate, potts
 from tinyseg.crf.lattice import LatticeFilter
+from tinyseg.crf.layer import refine, refine_backward, refine_without_gradient
 from tinyseg.crf.local import LocalFilter
 from tinyseg.crf.mean_field import mean_field, mean_field_backward
 from tinyseg.crf.parameters import PRESETS, Parameters, parameters
@@ -48,5 +49,8 @@ __all__ = [
     "position_features",
     "potts",
     "pydensecrf_kl",
+    "refine",
+    "refine_backward",
+    "refine_without_gradient",
     "unary_energies",
 ]
