@@ -57,6 +57,9 @@ FUNCTIONS = {
     "slice": lambda x: F.slice(x, {1: (1, -2), -1: (1, None)}),
     "concat": lambda x: F.concat([x, F.relu(x), x], axis=2),
     "reshape": lambda x: F.reshape(x, (1, -1)),
+    "refine": lambda x: F.refine(
+        x, weight(2), weight(2, 2), weight(3), images=np.zeros((1, 9, 7, 3), np.uint8), iterations=2
+    ),
     "add": lambda x: F.add(x, F.global_avg_pool2d(x)),
     "mul": lambda x: F.mul(x, 2.0),
     "batch_norm": lambda x: F.batch_norm(x, weight(2), weight(2), relu=True)[0],

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from tinyseg.models.crf_rnn import CRFRNN, crf_rnn_fcn8s, crf_rnn_unet
 from tinyseg.models.deeplab_v1 import DeepLabV1
 from tinyseg.models.deeplab_v2 import DeepLabV2
 from tinyseg.models.deeplab_v3 import DeepLabV3, TorchvisionDeepLabV3
@@ -28,6 +29,8 @@ from tinyseg.models.spp import SPPNet
 from tinyseg.models.unet import UNet
 
 MODELS: dict[str, Callable[..., SegmentationNetwork]] = {
+    "crf_rnn_fcn8s": crf_rnn_fcn8s,
+    "crf_rnn_unet": crf_rnn_unet,
     "deeplab_v1_4x4": partial(DeepLabV1, fc6_kernel=4, fc6_rate=4, fc_channels=4096),
     "deeplab_v1_7x7": partial(DeepLabV1, fc6_kernel=7, fc6_rate=4, fc_channels=4096),
     "deeplab_v1_largefov": DeepLabV1,
@@ -100,6 +103,7 @@ def create(
 
 
 __all__ = [
+    "CRFRNN",
     "FCN",
     "GSCNN",
     "MODELS",

@@ -5,6 +5,7 @@ PAPERS = {
     "fcn": "Long, Shelhamer & Darrell, CVPR 2015",
     "unet": "Ronneberger, Fischer & Brox, MICCAI 2015",
     "fc_densenet": "Jégou, Drozdzal, Vazquez, Romero & Bengio, CVPRW 2017",
+    "crf_rnn": "Zheng, Jayasumana, Romera-Paredes, Vineet, Su, Du, Huang & Torr, ICCV 2015",
     "deeplab_v1": "Chen, Papandreou, Kokkinos, Murphy & Yuille, ICLR 2015",
     "deeplab_v2": "Chen, Papandreou, Kokkinos, Murphy & Yuille, PAMI 2018",
     "deeplab_v3": "Chen, Papandreou, Schroff & Adam, 2017",

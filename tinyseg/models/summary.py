@@ -364,6 +364,10 @@ def _meet(a: Map, b: Any = None, **_: Any) -> Result:
     return Result(np.broadcast_shapes(*(x.shape for x in maps)), _union([x.fields for x in maps if x.fields]))
 
 
+def _refine(x: Map, *_: Any, iterations: int = 5, **options: Any) -> Result:
+    return Result(x.shape, None, f"{iterations} iterations")  # each pixel sees all of the image
+
+
 def _same(x: Map, *_: Any, **options: Any) -> Result:
     return Result(x.shape, x.fields, "relu" if options.get("relu") else "")
 
@@ -383,6 +387,7 @@ RULES: dict[str, Callable[..., Result]] = {
     "slice": _slice,
     "concat": _concat,
     "reshape": _reshape,
+    "refine": _refine,
     **dict.fromkeys(("add", "mul"), _meet),
     **dict.fromkeys(("batch_norm", "group_norm", "local_response_norm", "dropout"), _same),
     **dict.fromkeys(("relu", "leaky_relu", "sigmoid", "tanh", "softmax", "log_softmax"), _same),

@@ -1,6 +1,7 @@
 """Networks: modules, layers, and how weights start (`nn.init`)."""
 
 from tinyseg.nn import init
+from tinyseg.nn.crf import CRFRNN
 from tinyseg.nn.layers import (
     AdaptiveAvgPool2d,
     AdaptiveMaxPool2d,
@@ -24,6 +25,7 @@ from tinyseg.nn.layers import (
 from tinyseg.nn.module import Buffer, Module, Parameter, Sequential
 
 __all__ = [
+    "CRFRNN",
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool2d",
     "AvgPool2d",
