@@ -163,6 +163,11 @@ def test_presets_by_name():
         ((), {"normalisation": "l2"}, "normalisation must be one of none, before, after, symmetric; got 'l2'"),
         ((), {"method": "fast"}, "method must be lattice, separable, local or exact; got 'fast'"),
         ((), {"backend": "torch"}, "backend must be 'tinyseg' or 'pydensecrf', got 'torch'"),
+        ((), {"given": "softmax"}, "given must be 'probabilities', 'logits' or 'energies', got 'softmax'"),
+        ((), {"iterations": 2.5}, "iterations must be a whole number, 0 or more; got 2.5"),
+        ((), {"iterations": "5"}, "iterations must be a whole number, 0 or more; got '5'"),
+        ((), {"appearance_weight": "10"}, "appearance_weight must be a finite number, got '10'"),
+        ((), {"appearance_weight": np.ones(3)}, "appearance_weight must be a finite number"),
         ((), {"layout": "NHWC"}, "layout must be 'HWL' or 'LHW', got 'NHWC'"),
         ((), {"layout": "LHW"}, "pass layout='HWL' for scores with the labels last"),
         ((None, np.zeros((3, 24, 20))), {}, "pass layout='LHW' for scores with the labels first"),
@@ -189,7 +194,9 @@ def test_nan_in_one_pixel_is_reported(toy, given):
     image, probabilities = toy
     scores = probabilities.copy()
     scores[5, 7, 1] = np.nan
-    with pytest.raises(ValueError, match="in 1 of 480 pixels, the first at row 5, column 7, label 1"):
+    with pytest.raises(
+        ValueError, match="in 1 of 480 pixels, the first is label 1 of the pixel at row 5, column 7"
+    ):
         crf.dense_crf(image, scores, given=given)
 
 
@@ -197,14 +204,56 @@ def test_a_pixel_without_any_possible_label(toy):
     image, probabilities = toy
     energies = -np.log(probabilities)
     energies[2, 3] = np.inf
-    with pytest.raises(ValueError, match="all labels of pixel 43 have an infinite energy"):
+    with pytest.raises(
+        ValueError, match="infinite energy at 1 of 480 points, the first is the pixel at row 2, column 3;"
+    ):
         crf.dense_crf(image, energies, given="energies")
     energies[2, 3] = -np.inf
-    with pytest.raises(ValueError, match="a label of pixel 43 is minus infinity"):
+    with pytest.raises(
+        ValueError, match="minus infinity for 1 of 480 points, the first is the pixel at row 2, column 3;"
+    ):
         crf.dense_crf(image, energies, given="energies")
 
 
-def test_memory_is_said_beforehand(toy):
+@pytest.mark.parametrize("place", [(0, 0, 0), (5, 7, 1)])
+def test_nan_in_the_image_is_reported(toy, place):
+    image, probabilities = toy
+    image = image.astype(np.float32)
+    image[place] = np.nan
+    with pytest.raises(ValueError, match=f"in 1 of 1440 values, the first at row {place[0]}, column {place[1]}"):
+        crf.dense_crf(image, probabilities)
+
+
+def test_steps_are_the_marginals_of_fewer_iterations(toy):
+    image, probabilities = toy
+    scores = probabilities.transpose(2, 0, 1)
+    steps = list(crf.dense_crf_steps(image, scores, "deeplab_v1", layout="LHW", iterations=3))
+    assert len(steps) == 4
+    for iterations, q in enumerate(steps):
+        expected = crf.dense_crf(image, scores, "deeplab_v1", layout="LHW", iterations=iterations)
+        np.testing.assert_array_equal(q, expected)
+    with pytest.raises(ValueError, match="pass layout='LHW'"):
+        crf.dense_crf_steps(image, scores)  # at once, not when the first step is asked for
+
+
+def test_arguments_are_left_as_they_are(toy):
+    image, probabilities = toy
+    for given in ("probabilities", "logits", "energies"):
+        before = image.copy(), probabilities.copy()
+        for array in (image, probabilities):
+            array.flags.writeable = False
+        crf.dense_crf(image, probabilities, given=given)
+        np.testing.assert_array_equal(before[0], image)
+        np.testing.assert_array_equal(before[1], probabilities)
+
+
+@pytest.mark.parametrize("method", ["lattice", "separable", "local", "exact"])
+def test_memory_is_said_beforehand(toy, method):
+    with pytest.raises(MemoryError, match=r"24 x 20 pixels with 3 labels need .* GiB, and 0.0 GiB are free"):
+        crf.dense_crf(*toy, method=method, memory_limit=1000)
+
+
+def test_memory_of_a_large_photograph(toy):
     with pytest.raises(MemoryError, match=r"24 x 20 pixels with 3 labels need .* GiB, and 0.0 GiB are free"):
         crf.dense_crf(*toy, memory_limit=1000)
     need = memory.estimate(4000 * 3000, 21)

@@ -14,9 +14,10 @@ What is behind it, in the order in which it is best read:
     mean_field    the updates, and their gradients              energy    what they minimise
     fused         the same updates on lattices, fast        layer        the same in a network
     dense         `dense_crf`                                   original  the same by pydensecrf, where installed
+    densecrf      pydensecrf's classes and methods              utils     its helpers
 """
 
-from tinyseg.crf.dense import dense_crf, unary_energies
+from tinyseg.crf.dense import dense_crf, dense_crf_steps, unary_energies
 from tinyseg.crf.energy import free_energy, pydensecrf_kl
 from tinyseg.crf.exact import ExactFilter
 from tinyseg.crf.features import bilateral_features, position_features
@@ -40,6 +41,7 @@ __all__ = [
     "SeparableFilter",
     "bilateral_features",
     "dense_crf",
+    "dense_crf_steps",
     "free_energy",
     "infer",
     "iterate",

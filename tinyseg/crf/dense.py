@@ -1,5 +1,6 @@
 """`dense_crf`: an image and a network's probabilities in, better probabilities out."""
 
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from tinyseg.crf import memory, original
 from tinyseg.crf.exact import ExactFilter
 from tinyseg.crf.features import bilateral_features, check_image, position_features
 from tinyseg.crf.filters import Filter, Normalised
-from tinyseg.crf.inference import infer, potts
+from tinyseg.crf.inference import infer, iterate, potts
 from tinyseg.crf.lattice import LatticeFilter
 from tinyseg.crf.local import LocalFilter
 from tinyseg.crf.parameters import Parameters, parameters
@@ -21,6 +22,12 @@ Method = Literal["lattice", "separable", "local", "exact"]
 
 SMALLEST_PROBABILITY = 1e-5
 """Probabilities are not taken to be smaller: a network that is wrong with certainty could never be corrected."""
+
+LOCAL_WINDOW = 11
+"""Pixels along a side of the window that method="local" looks at: ConvCRF's."""
+
+IMPOSSIBLE = np.float32(1e30)
+"""Stands for an infinite energy: no message can outweigh it, and its product with a probability of 0 is 0."""
 
 
 def dense_crf(
@@ -44,7 +51,7 @@ def dense_crf(
     method    how the kernels are filtered:
               "lattice"     both on the permutohedral lattice, as in the published program
               "separable"   smoothness by two convolutions, which is more exact; appearance on the lattice
-              "local"       both cut off at a window around each pixel (ConvCRF)
+              "local"       both cut off at a window of 11 x 11 pixels around each (ConvCRF)
               "exact"       all pairs of pixels; for images of some thousand pixels
     backend   "pydensecrf" runs that package instead, if it is installed, to compare with
     memory_limit    in bytes; by default what the system has free. MemoryError says what would be needed
@@ -53,28 +60,61 @@ def dense_crf(
     >>> dense_crf(image, scores, "deeplab_v1", iterations=1).shape
     (4, 6, 2)
     """
-    chosen = parameters(preset, **changes)
-    image = check_image("dense_crf", image)
-    unary = unary_energies(image.shape[:2], scores, layout, given)
-    height, width, channels = image.shape
-    labels = unary.shape[1]
-    if method == "lattice":
-        _check_memory(height, width, labels, channels, memory_limit)
-    if backend == "pydensecrf":
-        if method != "lattice":
-            raise ValueError(f"dense_crf: backend 'pydensecrf' has the method 'lattice' alone, not {method!r}")
-        q = original.dense_crf(image, unary, chosen)
-    elif backend == "tinyseg":
-        smoothness, appearance = kernels(image, chosen, method)
-        q = infer(
-            unary,
-            [potts(chosen.smoothness_weight), potts(chosen.appearance_weight)],
-            [Normalised(smoothness, chosen.normalisation), Normalised(appearance, chosen.normalisation)],
-            chosen.iterations,
-        )
-    else:
+    if backend not in ("tinyseg", "pydensecrf"):
         raise ValueError(f"dense_crf: backend must be 'tinyseg' or 'pydensecrf', got {backend!r}")
-    q = q.reshape(height, width, labels)
+    if backend == "pydensecrf" and method != "lattice":
+        raise ValueError(f"dense_crf: backend 'pydensecrf' has the method 'lattice' alone, not {method!r}")
+    chosen = parameters(preset, **changes)
+    image, unary = _arguments(image, scores, layout, given, method, memory_limit)
+    if backend == "pydensecrf":
+        q = original.dense_crf(image, unary, chosen)
+    else:
+        q = infer(unary, *_model(image, chosen, method), chosen.iterations)
+    return _as_scores(q, image, layout)
+
+
+def dense_crf_steps(
+    image: Array,
+    scores: Array,
+    preset: str | Parameters = "pydensecrf",
+    *,
+    layout: Layout = "HWL",
+    given: Given = "probabilities",
+    method: Method = "lattice",
+    memory_limit: int | None = None,
+    **changes: Any,
+) -> Iterator[Array]:
+    """The marginals before the first iteration and after each: what `dense_crf` passes through, T + 1 arrays.
+
+    Arguments as for `dense_crf`; each array is of its own, in the layout of `scores`.
+    """
+    chosen = parameters(preset, **changes)
+    image, unary = _arguments(image, scores, layout, given, method, memory_limit)
+    steps = iterate(unary, *_model(image, chosen, method), chosen.iterations)
+    return (_as_scores(q.copy(), image, layout) for q in steps)
+
+
+def _arguments(
+    image: Array, scores: Array, layout: Layout, given: Given, method: Method, limit: int | None
+) -> tuple[Array, Array]:
+    """The image (H, W, channels) and the energies (H W, L), checked before anything large is made of them."""
+    image = check_image("dense_crf", image)
+    height, width, channels = image.shape
+    if np.ndim(scores) == 3:
+        labels = np.shape(scores)[2 if layout == "HWL" else 0]
+        need = _needed(height * width, channels, labels, method)
+        check_memory("dense_crf", f"{height} x {width} pixels with {labels} labels", need, limit)
+    return image, unary_energies((height, width), scores, layout, given)
+
+
+def _model(image: Array, chosen: Parameters, method: Method) -> tuple[list[Array], list[Normalised]]:
+    """Couplings and filters."""
+    couplings = [potts(chosen.smoothness_weight), potts(chosen.appearance_weight)]
+    return couplings, [Normalised(kernel, chosen.normalisation) for kernel in kernels(image, chosen, method)]
+
+
+def _as_scores(q: Array, image: Array, layout: Layout) -> Array:
+    q = q.reshape(*image.shape[:2], -1)
     return q if layout == "HWL" else np.moveaxis(q, 2, 0)
 
 
@@ -88,7 +128,8 @@ def kernels(image: Array, chosen: Parameters, method: Method = "lattice") -> tup
     if method == "separable":
         return SeparableFilter((height, width), chosen.smoothness_position), LatticeFilter(colour)
     if method == "local":
-        return LocalFilter(position, (height, width)), LocalFilter(colour, (height, width))
+        size = height, width
+        return LocalFilter(position, size, window=LOCAL_WINDOW), LocalFilter(colour, size, window=LOCAL_WINDOW)
     if method == "exact":
         return ExactFilter(position), ExactFilter(colour)
     raise ValueError(f"dense_crf: method must be lattice, separable, local or exact; got {method!r}")
@@ -101,6 +142,8 @@ def unary_energies(
     scores = np.asarray(scores)
     if layout not in ("HWL", "LHW"):
         raise ValueError(f"dense_crf: layout must be 'HWL' or 'LHW', got {layout!r}")
+    if given not in ("probabilities", "logits", "energies"):
+        raise ValueError(f"dense_crf: given must be 'probabilities', 'logits' or 'energies', got {given!r}")
     if scores.dtype.kind != "f":
         raise TypeError(f"dense_crf: scores must be floats, got {scores.dtype}")
     if scores.ndim != 3 or scores.size == 0:
@@ -112,38 +155,61 @@ def unary_energies(
             f"dense_crf: the image has height and width {tuple(size)}, the scores have {scores.shape[:2]} "
             f"in layout {layout}{hint}"
         )
-    bad = np.isnan(scores) if given != "probabilities" else ~np.isfinite(scores)
+    width = scores.shape[1]
+    flat = scores.reshape(-1, scores.shape[2])
+
+    def place(point: int) -> str:
+        return f"the pixel at row {point // width}, column {point % width}"
+
+    bad = ~np.isfinite(flat) if given == "probabilities" else np.isnan(flat)
     if bad.any():
-        row, column, label = (int(i) for i in np.argwhere(bad)[0])
-        pixels = int(bad.any(axis=2).sum())
+        point, label = (int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
-            f"dense_crf: scores are not a number in {pixels} of {bad[:, :, 0].size} pixels, "
-            f"the first at row {row}, column {column}, label {label}"
+            f"dense_crf: scores are not a number in {int(bad.any(axis=1).sum())} of {len(flat)} pixels, "
+            f"the first is label {label} of {place(point)}"
         )
-    flat = np.ascontiguousarray(scores, np.float32).reshape(-1, scores.shape[2])
     if given == "probabilities":
-        if flat.min() < -1e-3 or flat.max() > 1 + 1e-3:
-            raise ValueError(
-                f"dense_crf: probabilities lie between 0 and 1, these between {flat.min():.4g} and "
-                f"{flat.max():.4g}; pass given='logits' for scores before the softmax, given='energies' for minus "
-                "logarithms"
-            )
-        return -np.log(np.maximum(flat, SMALLEST_PROBABILITY))
-    return finite_energies("dense_crf", -flat if given == "logits" else flat)
+        check_probabilities("dense_crf", "scores", flat, "pass given='logits' or given='energies' for others")
+        energies = np.maximum(flat, SMALLEST_PROBABILITY, dtype=np.float32, order="C", casting="same_kind")
+        np.log(energies, out=energies)
+        return np.negative(energies, out=energies)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        energies = np.ascontiguousarray(flat, np.float32)
+    return finite_energies("dense_crf", -energies if given == "logits" else energies, place)
 
 
-def finite_energies(operator: str, energies: Array) -> Array:
-    """Energies (N, L) with infinite ones ("impossible") made large; each pixel must have a possible label."""
-    impossible = energies == np.inf
-    if not impossible.any() and np.isfinite(energies).all():
+def check_probabilities(operator: str, name: str, values: Array, remedy: str) -> None:
+    """All between 0 and 1, but for rounding."""
+    if values.min() < -1e-3 or values.max() > 1 + 1e-3:
+        raise ValueError(
+            f"{operator}: {name} must be probabilities, between 0 and 1; they lie between {values.min():.4g} and "
+            f"{values.max():.4g}; {remedy}"
+        )
+
+
+def finite_energies(operator: str, energies: Array, place: Callable[[int], str]) -> Array:
+    """Energies (N, L) without infinite ones ("impossible"); each point must have a possible label.
+
+    `place` names a point in messages.
+    """
+    if np.isfinite(energies).all():
         return energies
-    if (energies == -np.inf).any():
-        point = int(np.argwhere((energies == -np.inf).any(axis=1))[0, 0])
-        raise ValueError(f"{operator}: the energy of a label of pixel {point} is minus infinity; clip it")
-    if impossible.all(axis=1).any():
-        point = int(np.argwhere(impossible.all(axis=1))[0, 0])
-        raise ValueError(f"{operator}: all labels of pixel {point} have an infinite energy; one must be possible")
-    return np.where(impossible, np.float32(1e4), energies)
+    certain = (energies == -np.inf).any(axis=1)
+    if certain.any():
+        point = int(np.argmax(certain))
+        raise ValueError(
+            f"{operator}: an energy is minus infinity for {int(certain.sum())} of {len(energies)} points, the "
+            f"first is {place(point)}; clip it"
+        )
+    impossible = energies == np.inf
+    nothing = impossible.all(axis=1)
+    if nothing.any():
+        point = int(np.argmax(nothing))
+        raise ValueError(
+            f"{operator}: all labels have an infinite energy at {int(nothing.sum())} of {len(energies)} points, "
+            f"the first is {place(point)}; one must be possible"
+        )
+    return np.where(impossible, IMPOSSIBLE, energies)
 
 
 def _layout_hint(size: tuple[int, int], shape: tuple[int, ...], layout: Layout) -> str:
@@ -157,12 +223,22 @@ def _layout_hint(size: tuple[int, int], shape: tuple[int, ...], layout: Layout) 
     return "; resize the scores to the image"
 
 
-def _check_memory(height: int, width: int, labels: int, channels: int, limit: int | None) -> None:
-    """Raise MemoryError with the sizes if the call cannot fit."""
-    need = memory.estimate(height * width, labels, (2, 2 + channels))
+def _needed(points: int, channels: int, labels: int, method: Method) -> memory.Memory:
+    """Bytes that inference takes."""
+    if method == "lattice":
+        return memory.estimate(points, labels, (2, 2 + channels))
+    if method == "separable":
+        return memory.estimate(points, labels, (2 + channels,))
+    maps = 5 * points * labels * memory.NUMBER
+    windows = 2 * points * LOCAL_WINDOW**2 * memory.NUMBER if method == "local" else 0
+    return memory.Memory(maps + windows, maps + windows)
+
+
+def check_memory(operator: str, what: str, need: memory.Memory, limit: int | None = None) -> None:
+    """Raise MemoryError, with what is needed, if it is more than the limit, by default what is free."""
     free = memory.available() if limit is None else limit
     if free is not None and need.certain > free:
         raise MemoryError(
-            f"dense_crf: {height} x {width} pixels with {labels} labels need {need}, and {free / 2**30:.1f} GiB "
-            "are free; work on a smaller image, on parts of it, or with fewer labels"
+            f"{operator}: {what} need {need}, and {free / 2**30:.1f} GiB are free; work on a smaller image, on "
+            "parts of it, or with fewer labels"
         )

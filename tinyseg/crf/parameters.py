@@ -16,6 +16,8 @@ nets and fully connected CRFs", ICLR 2015; Chen et al., "DeepLab", TPAMI 2018; Z
 """
 
 import difflib
+import math
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +64,7 @@ def parameters(preset: str | Parameters = "pydensecrf", **changes: Any) -> Param
     chosen = preset._replace(**changes)
     for name in ("appearance_weight", "smoothness_weight"):
         weight = getattr(chosen, name)
-        if not (np.isscalar(weight) and np.isfinite(weight)):
+        if not (isinstance(weight, Real) and math.isfinite(weight)):
             raise ValueError(f"{name} must be a finite number, got {weight!r}")
     for name in ("appearance_position", "smoothness_position"):
         bandwidths("CRF parameters", name, getattr(chosen, name), 2)
@@ -70,7 +72,7 @@ def parameters(preset: str | Parameters = "pydensecrf", **changes: Any) -> Param
     bandwidths("CRF parameters", "appearance_colour", colour, max(1, np.size(colour)))
     if chosen.normalisation not in NORMALISATIONS:
         raise ValueError(f"normalisation must be one of {', '.join(NORMALISATIONS)}; got {chosen.normalisation!r}")
-    if chosen.iterations != int(chosen.iterations) or chosen.iterations < 0:
+    if not isinstance(chosen.iterations, Integral) or chosen.iterations < 0:
         raise ValueError(f"iterations must be a whole number, 0 or more; got {chosen.iterations!r}")
     return chosen
 
