@@ -14,6 +14,9 @@ again.
 Training on shrunk labels, as DeepLab v1 and v2 did: the scores belong to every s-th pixel,
 
     loss = F.cross_entropy(net.scores(images), labels[:, ::8, ::8], ignore_label=255)
+
+Learning rates of the papers: biases twice that of weights; in DeepLab v1 and v2 the last layer, which does not
+come from the trained classifier, ten times that of the others (`paper_rates`, `head_parts`).
 """
 
 import numpy as np
@@ -21,7 +24,7 @@ import numpy as np
 from tinyseg import functional as F
 from tinyseg import nn
 from tinyseg.functional import Input
-from tinyseg.models.network import SegmentationNetwork
+from tinyseg.models.network import LearningRates, SegmentationNetwork
 from tinyseg.tape import Tensor
 
 CLASSIFIER_INIT = nn.init.normal(0.01)
@@ -37,6 +40,7 @@ class DeepLab(SegmentationNetwork):
     """
 
     output_stride: int
+    paper_rates = LearningRates(bias=2.0)
 
     def scores(self, x: Input) -> Tensor:
         raise NotImplementedError
@@ -47,17 +51,6 @@ class DeepLab(SegmentationNetwork):
             x = F.pad(x, (0, bottom, 0, right))
         logits = F.resize(self.scores(x), x.shape[1:3], align_corners=True)
         return F.crop(logits, (0, bottom, 0, right)) if bottom or right else logits
-
-    def freeze_norms(self, frozen: bool = True, *, scale_and_shift: bool = False) -> None:
-        """Normalise with the running statistics in training too, and no longer move them.
-
-        For the second stage of training, or for batches too small to have statistics of their own. With
-        `scale_and_shift`, the normalisations do not learn either.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.frozen = frozen
-                module.weight.requires_grad = module.bias.requires_grad = not (frozen and scale_and_shift)
 
 
 class FullyConnected(nn.Module):

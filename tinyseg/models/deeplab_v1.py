@@ -52,6 +52,7 @@ from tinyseg.functional import Input
 from tinyseg.models.backbones import classifier
 from tinyseg.models.backbones.vgg import VGGLargeFOV
 from tinyseg.models.deeplab import DeepLab, FullyConnected, check_settings
+from tinyseg.models.network import LearningRates
 from tinyseg.tape import Tensor
 
 POOLS = ("pool1", "pool2", "pool3", "pool4")
@@ -71,6 +72,7 @@ class DeepLabV1(DeepLab):
     """
 
     output_stride = 8
+    paper_rates = LearningRates(head=10.0, bias=2.0)
 
     def __init__(
         self,
@@ -120,6 +122,10 @@ class DeepLabV1(DeepLab):
             beside = [branch(source) for branch, source in zip(self.branches, sources, strict=True)]
             features = F.concat([features, *beside])
         return self.fully_connected.fc8(features)
+
+    def head_parts(self) -> list[nn.Module]:
+        """The layers that no classifier has: fc8 and the branches."""
+        return [self.fully_connected.fc8, *self.branches]
 
     def train_only_branches(self) -> None:
         """Keep all weights as they are but those of the branches and of fc8: the second stage of training."""

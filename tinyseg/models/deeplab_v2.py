@@ -51,6 +51,7 @@ from tinyseg.models.backbones import classifier
 from tinyseg.models.backbones.resnet import UNITS, ResNet
 from tinyseg.models.backbones.vgg import VGGLargeFOV
 from tinyseg.models.deeplab import CLASSIFIER_INIT, DeepLab, FullyConnected, check_settings
+from tinyseg.models.network import LearningRates
 from tinyseg.tape import Tensor
 
 RATES = {"L": (6, 12, 18, 24), "S": (2, 4, 8, 12), "LargeFOV": (12,)}
@@ -71,6 +72,7 @@ class DeepLabV2(DeepLab):
     """
 
     output_stride = 8
+    paper_rates = LearningRates(head=10.0, bias=2.0)
 
     def __init__(
         self,
@@ -107,6 +109,10 @@ class DeepLabV2(DeepLab):
             ]
         if frozen_norms:
             self.freeze_norms(scale_and_shift=True)
+
+    def head_parts(self) -> list[nn.Module]:
+        """The last layer of each branch."""
+        return [branch.fc8 if isinstance(branch, FullyConnected) else branch for branch in self.branches]
 
     def scores(self, x: Input) -> Tensor:
         return self.scores_of_scales(x)[0] if self.multi_scale else self.scores_of_one_scale(x)

@@ -70,7 +70,7 @@ from tinyseg.models.backbones.alexnet import AlexNet
 from tinyseg.models.backbones.classifier import Classifier, scaled
 from tinyseg.models.backbones.googlenet import GoogLeNet
 from tinyseg.models.backbones.vgg import VGG
-from tinyseg.models.network import SegmentationNetwork
+from tinyseg.models.network import LearningRates, SegmentationNetwork
 from tinyseg.tape import Tensor
 
 BACKBONES = ("vgg16", "alexnet", "googlenet")
@@ -100,6 +100,8 @@ class FCN(SegmentationNetwork):
     dropout           rate behind fc6 and fc7
     rng               draws the initial weights
     """
+
+    paper_rates = LearningRates(bias=2.0)
 
     def __init__(
         self,
@@ -184,6 +186,10 @@ class FCN(SegmentationNetwork):
         else:
             enlarged = F.crop(enlarged, size=scores.shape[1:3], offset=(0, 0))
         return F.add(enlarged, scores)
+
+    def head_parts(self) -> list[nn.Module]:
+        """The layers that no classifier has: the scorers, and what enlarges their maps."""
+        return [part for name, part in self.named_children() if name.startswith(("score_", "upscore"))]
 
     # ------------------------------------------------------------------------------------------- where it starts
 

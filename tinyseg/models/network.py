@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,6 +38,25 @@ class CrossEntropy:
         return F.cross_entropy(logits, labels, pixel_weights=weights, ignore_label=self.ignore_label)
 
 
+class LearningRates(NamedTuple):
+    """Factors for the learning rate of some parameters. A bias of the head has the product of both."""
+
+    head: float = 1.0  # what starts from nothing where the trunk starts from trained weights
+    bias: float = 1.0  # of convolutions and fully connected layers
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that are treated alike by an optimiser."""
+
+    parameters: list[nn.Parameter]
+    lr_multiplier: float
+    decays: bool  # whether weight decay acts on them
+
+
+TRUNKS = ("trunk", "backbone")
+"""The attributes that hold a classifier without its last layers, where a network is built on one."""
+
+
 class SegmentationNetwork(nn.Module):
     """A network from images to one number per class and pixel, before the softmax.
 
@@ -59,6 +78,7 @@ class SegmentationNetwork(nn.Module):
     in_channels: int
     classes: int
     context: int = 0
+    paper_rates: LearningRates = LearningRates()  # as the network was trained for its paper, from a trained trunk
 
     def forward(self, x: Input) -> Tensor:
         raise NotImplementedError
@@ -89,6 +109,47 @@ class SegmentationNetwork(nn.Module):
         step        the number of the batch in the run, for losses with noise
         """
         return {"pixels": pixel_loss(outputs, labels, weights)}
+
+    def trunk_name(self) -> str | None:
+        """The attribute with the trunk, or None for a network without one."""
+        return next((name for name, _ in self.named_children() if name in TRUNKS), None)
+
+    def head_parts(self) -> list[nn.Module]:
+        """What has a learning rate of its own: by default all but the trunk, and nothing where there is none."""
+        trunk = self.trunk_name()
+        return [] if trunk is None else [child for name, child in self.named_children() if name != trunk]
+
+    def parameter_groups(self, rates: LearningRates | None = None) -> list[ParameterGroup]:
+        """All that learns. Weight decay is for weights: biases and normalisation are left free.
+
+        rates  factors for the learning rate; without, all are 1
+        """
+        rates = rates or LearningRates()
+        of_head = {id(parameter) for part in self.head_parts() for parameter in part.parameters()}
+        biases = {
+            id(layer.bias)
+            for layer in self.modules()
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and layer.bias is not None
+        }
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                factor = rates.head if id(parameter) in of_head else 1.0
+                factor *= rates.bias if id(parameter) in biases else 1.0
+                groups.setdefault((parameter.data.ndim > 1, factor), []).append(parameter)
+        found = [ParameterGroup(members, factor, decays) for (decays, factor), members in groups.items()]
+        return sorted(found, key=lambda group: not group.decays)
+
+    def freeze_norms(self, frozen: bool = True, *, scale_and_shift: bool = False) -> None:
+        """Normalise with the running statistics in training too, and no longer move them.
+
+        For a second stage of training, or for batches too small to have statistics of their own. With
+        `scale_and_shift`, the normalisations do not learn either.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.frozen = frozen
+                module.weight.requires_grad = module.bias.requires_grad = not (frozen and scale_and_shift)
 
 
 def total(losses: Mapping[str, Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 from tinyseg import data, models, optim
 from tinyseg.data import Dataset, Loader, transforms
 from tinyseg.models import SegmentationNetwork
+from tinyseg.models.network import LearningRates
 from tinyseg.optim import Optimiser, schedules
 from tinyseg.train import settings
 from tinyseg.train.config import Config
@@ -68,12 +69,14 @@ def network(
 def optimiser(config: Config, net: SegmentationNetwork, steps_per_epoch: int) -> Optimiser:
     """The optimiser with its schedule. Weight decay acts on weights; biases and normalisation are left free."""
     settings = config.optim
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.data.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.data.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": group.parameters,
+            "lr_multiplier": group.lr_multiplier,
+            "weight_decay": settings.weight_decay if group.decays else 0.0,
+        }
+        for group in net.parameter_groups(learning_rates(config, net))
     ]
-    groups = [group for group in groups if group["params"]]
     common = {"lr": settings.lr, "schedule": schedule(config, steps_per_epoch)}
     try:
         if settings.name == "sgd":
@@ -83,6 +86,19 @@ def optimiser(config: Config, net: SegmentationNetwork, steps_per_epoch: int) ->
         return {"adam": optim.Adam, "adamw": optim.AdamW}[settings.name](groups, betas=settings.betas, **common)
     except ValueError as error:
         raise SettingError(f"optim: {error}") from error
+
+
+def learning_rates(config: Config, net: SegmentationNetwork) -> LearningRates:
+    """The factors for the learning rate that the configuration asks for."""
+    head, bias = config.optim.head_lr, config.optim.bias_lr
+    if not isinstance(head, str) and head != 1 and not net.head_parts():
+        raise SettingError(
+            f"optim.head_lr: {config.model.name} is not built on a trunk, all of it learns alike; leave it at 1"
+        )
+    return LearningRates(
+        head=net.paper_rates.head if isinstance(head, str) else head,
+        bias=net.paper_rates.bias if isinstance(bias, str) else bias,
+    )
 
 
 def schedule(config: Config, steps_per_epoch: int) -> schedules.Schedule:

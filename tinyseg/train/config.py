@@ -82,6 +82,12 @@ class Optim:
     weight_decay: float = setting(
         0.0, "pull of the weights towards zero; biases and normalisation are free", minimum=0
     )
+    head_lr: Literal["paper"] | float = setting(
+        1.0, "factor for the learning rate of what is behind the trunk, or paper: the network's own", above=0
+    )
+    bias_lr: Literal["paper"] | float = setting(
+        1.0, "factor for the learning rate of biases, or paper: the network's own", above=0
+    )
     clip: float | None = setting(None, "longest gradient (the norm over all parameters)", above=0)
 
 
@@ -107,6 +113,9 @@ class Train:
     batch: int = setting(4, "images in a batch", minimum=1)
     accumulate: int = setting(1, "batches whose gradients are averaged for one step", minimum=1)
     seed: int = setting(0, "of the first weights, the order of the images, augmentation and dropout", minimum=0)
+    freeze_norm: bool = setting(
+        False, "batch normalisation with the statistics that are there, which are kept; for trained networks"
+    )
     score: Literal["mean_iou", "pixel_accuracy"] = setting("mean_iou", "what decides which epoch is the best")
     validate_every: int = setting(1, "epochs between validations", minimum=1)
     pictures: int = setting(4, "validation images in the contact sheet", minimum=1)

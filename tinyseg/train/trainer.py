@@ -7,9 +7,9 @@ An epoch is: every training image once, in batches; validation over the whole va
 metrics.jsonl; a checkpoint. What happens is told to reporters (`tinyseg.train.reporters`), which show progress and
 draw pictures; the loop itself prints nothing.
 
-The loss is the network's own (`SegmentationNetwork.losses`). Where it has several terms, as with an auxiliary head,
-a line in metrics.jsonl also has the mean of each one, `loss_terms`. The loss of the validation is that of the logits
-alone: it compares with the term "pixels".
+The loss is the network's own (`SegmentationNetwork.losses`). Where it has several terms, as with an auxiliary
+head, a line in metrics.jsonl also has the mean of each one, `loss_terms`. The loss of the validation is that of
+the logits alone: it compares with the term "pixels".
 
 Everything random follows from train.seed, the epoch and the image, and a checkpoint holds the weights, the
 optimiser's state and the place in the run. So a run that was stopped, even in the middle of an epoch, and
@@ -104,6 +104,8 @@ class Trainer:
             mean=self.labels.mean,
             std=self.labels.std,
         )
+        if config.train.freeze_norm:
+            self.network.freeze_norms(scale_and_shift=True)
         self.steps_per_epoch = -(-len(self.loader) // config.train.accumulate)
         self.optimiser = build.optimiser(config, self.network, self.steps_per_epoch)
         self.loss = PixelLoss(config.loss, self.train_set)
@@ -288,6 +290,12 @@ class Trainer:
             raise SettingError(
                 f"the run stopped in the middle of epoch {last.progress.epoch + 1}: data, train.batch and "
                 "train.seed cannot change before it is finished"
+            )
+        groups = [(config.optim.head_lr, config.optim.bias_lr, config.train.freeze_norm) for config in (old, new)]
+        if groups[0] != groups[1]:
+            raise SettingError(
+                "optim.head_lr, optim.bias_lr and train.freeze_norm sort the parameters into groups and cannot "
+                "change in a run; start a new one from its weights, with --init"
             )
         load_weights(self.network, last)
         try:
