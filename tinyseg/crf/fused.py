@@ -23,8 +23,9 @@ from tinyseg import backend
 from tinyseg.backend import Array
 from tinyseg.crf.filters import Normalised
 from tinyseg.crf.lattice import LatticeFilter, filtering
+from tinyseg.crf.lattice.table import Table
 from tinyseg.crf.mean_field import couple
-from tinyseg.crf.row_kernels import LANES, PIECE, join_corners, splat_rows, starts_of, update_rows
+from tinyseg.crf.row_kernels import LANES, blur_rows, join_corners, splat_rows, starts_of, update_rows
 
 
 def applies_to(unary: Array, filters: Sequence[Normalised]) -> bool:
@@ -53,30 +54,32 @@ def marginals(
         return
 
     lattices = [f.kernel for f in filters if isinstance(f.kernel, LatticeFilter)]
-    pieces = [_pieces(lattice) for lattice in lattices]
-    one = np.ones(points, np.float32)
-    before = [one if f.before is None else f.before.reshape(-1) for f in filters]
-    rows = [lattice.rows for lattice in lattices]
-    offset = np.cumsum([0, *rows])
+    tables = [lattice.table for lattice in lattices]
+    weights = [_splat_weights(f, table) for f, table in zip(filters, tables, strict=True)]
+    pieces = [filtering.pieces_of_splat(table) for table in tables]
+    offset = np.cumsum([0, *(filtering.rows(table) for table in tables)])
     vertex, share = _shares(lattices, filters, couplings, offset)
     values = np.empty((offset[-1], columns), np.float32)
-    spare = np.empty((max(rows), columns), np.float32)
     for _ in range(iterations):
-        for m, lattice in enumerate(lattices):
-            block, other = values[offset[m] : offset[m + 1]], spare[: rows[m]]
-            if len(lattice.table.neighbours) % 2:  # the blur ends in the other of its two arrays
-                block, other = other, block
-            table = lattice.table
-            splat_rows(
-                *(q.reshape(-1), columns, starts, before[m]),
-                *(table.first, table.entry_point, table.entry_weight, pieces[m], block.reshape(-1)),
-            )
-            block[table.vertices] = 0
-            block = filtering.blur(block, table, other)
+        for m, table in enumerate(tables):
+            block = values[offset[m] : offset[m] + filtering.rows(table)]
+            row = block.reshape(-1), columns, starts
+            splat_rows(q.reshape(-1), *row[1:], table.first, table.entry_point, weights[m], pieces[m], row[0])
+            for chain, cuts in zip(table.chains, table.pieces, strict=True):
+                blur_rows(*row, chain, cuts)
             if couplings[m].ndim > 0:
                 block[: table.vertices, :labels] = couple(couplings[m], block[: table.vertices, :labels])
         update_rows(unary.reshape(-1), columns, starts, values.reshape(-1), vertex, share, q.reshape(-1))
         yield q[:, :labels]
+
+
+def _splat_weights(kernel: Normalised, table: Table) -> Array:
+    """D_before and the barycentric weights in one: for each entry of the table."""
+    if kernel.before is None:
+        return table.entry_weight
+    weights = np.take(kernel.before, table.entry_point)
+    weights *= table.entry_weight
+    return weights
 
 
 def _padded(unary: Array) -> Array:
@@ -85,12 +88,6 @@ def _padded(unary: Array) -> Array:
     if missing <= 0:
         return np.ascontiguousarray(unary)
     return np.pad(unary, ((0, 0), (0, missing)), constant_values=np.inf)
-
-
-def _pieces(lattice: LatticeFilter) -> Array:
-    """The vertex with which each task of the splat begins."""
-    first = lattice.table.first
-    return np.searchsorted(first, np.arange(0, first[-1], PIECE), side="right") - 1
 
 
 def _shares(

@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 
 from tinyseg.backend import Kernel, kernel, prange
+from tinyseg.crf.lattice.filtering import PIECE
 
 LANES = 8  # numbers in a register: eight float32 are what AVX holds; other processors take two or four of theirs
-PIECE = 4096  # entries that one task of the splat sums
-AHEAD = 12  # entries: how early the splat asks for a row
+AHEAD = 12  # entries: how early a row is asked for
 PIXELS = 64  # pixels that go through the three steps of an update together: their rows stay in the nearest cache
 
 
@@ -74,9 +74,9 @@ def starts_of(labels: int) -> tuple[int, ...]:
 
 
 @kernel
-def splat_rows(x, labels, starts, scale, first, entry_point, entry_weight, vertices, out):
+def splat_rows(x, labels, starts, first, entry_point, entry_weight, vertices, out):
     """Splat, as `lattice.filtering.splat` does: float32; x and out are flat arrays of rows."""
-    parts = first.size  # the row after the zero row: here go the parts of vertices that began in an earlier piece
+    parts = first.size - 1  # the row after the vertices: here go the parts of those that began in an earlier piece
     for piece in prange(vertices.size):
         begin = np.int64(piece) * PIECE
         end = min(begin + PIECE, entry_point.size)
@@ -89,8 +89,7 @@ def splat_rows(x, labels, starts, scale, first, entry_point, entry_weight, verti
                 soon = np.int64(entry_point[min(k + AHEAD, end - 1)]) * labels
                 prefetch(x, soon)
                 prefetch(x, soon + labels - 1)
-                point = np.int64(entry_point[k])
-                s = s + (entry_weight[k] * scale[point]) * load(x, point * labels, starts)
+                s = s + entry_weight[k] * load(x, np.int64(entry_point[k]) * labels, starts)
             store(out, row * labels, starts, s)
             begin = stop
             v += 1
@@ -99,6 +98,37 @@ def splat_rows(x, labels, starts, scale, first, entry_point, entry_weight, verti
         if first[v] < piece * PIECE:
             for c in range(labels):
                 out[v * labels + c] += out[(parts + piece) * labels + c]
+
+
+@kernel
+def blur_rows(values, labels, starts, chain, pieces):
+    """Blur along one axis, as `lattice.filtering.blur` does: float32, in place; values is a flat array of rows."""
+    half = np.float32(0.5)
+    for piece in prange(pieces.size - 1):
+        k = np.int64(pieces[piece])
+        end = np.int64(pieces[piece + 1])
+        while k < end:
+            v = np.int64(chain[k])
+            before = constant(np.float32(0), starts)
+            here = load(values, v * labels, starts)
+            while True:  # not `while not last`: from that, Numba 0.68 makes code that mixes up before and here
+                k += 1
+                following = np.int64(chain[k])
+                last = following < 0
+                following = max(following, ~following)
+                soon = np.int64(chain[min(k + AHEAD, end - 1)])
+                soon = max(soon, ~soon) * labels
+                prefetch(values, soon)
+                prefetch(values, soon + labels - 1)
+                ahead = load(values, following * labels, starts)
+                store(values, v * labels, starts, here + half * (before + ahead))
+                before = here
+                here = ahead
+                v = following
+                if last:
+                    break
+            store(values, v * labels, starts, here + half * before)
+            k += 1
 
 
 @kernel
@@ -141,10 +171,11 @@ def update_rows(unary, labels, starts, values, vertex, share, q):
         end = min(begin + PIXELS, points)
         for i in range(begin, end):
             soon = min(i + 2, points - 1)
-            for k in range(corners):
-                prefetch(values, np.int64(vertex[soon, k]) * labels)
             x = np.float32(-1) * load(unary, i * labels, starts)
             for k in range(corners):
+                place = np.int64(vertex[soon, k]) * labels
+                prefetch(values, place)
+                prefetch(values, place + labels - 1)
                 x = x + share[i, k] * load(values, np.int64(vertex[i, k]) * labels, starts)
             store(q, i * labels, starts, x + constant(-largest(x), starts))
         some = q[begin * labels : end * labels]  # an array of its own, or the compiler does one number at a time

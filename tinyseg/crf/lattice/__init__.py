@@ -42,11 +42,6 @@ class LatticeFilter(Filter):
         """How many lattice points are in use, M."""
         return self.table.vertices
 
-    @property
-    def rows(self) -> int:
-        """The length of an array of vertex values: M, and some rows that the passes need."""
-        return filtering.rows(self.table)
-
     def apply(self, x: Array) -> Array:
         return self._apply(x, reverse=False)
 
@@ -56,12 +51,11 @@ class LatticeFilter(Filter):
     def _apply(self, x: Array, *, reverse: bool) -> Array:
         self._check(x)
         x = np.ascontiguousarray(x)
-        one = np.ones(self.points, x.dtype)
-        values, spare = (np.empty((self.rows, x.shape[1]), x.dtype) for _ in range(2))
-        filtering.splat(x, one, self.table, values)
-        values = filtering.blur(values, self.table, spare, reverse=reverse)
+        values = np.empty((filtering.rows(self.table), x.shape[1]), x.dtype)
+        filtering.splat(x, self.table, values)
+        filtering.blur(values, self.table, reverse=reverse)
         y = np.empty_like(x)
-        filtering.slice_points(values, self.table, self.weight, x.dtype.type(self.alpha) * one, y)
+        filtering.slice_points(values, self.table, self.weight, self.alpha, y)
         return y
 
     def moments(self, a: Array, b: Array) -> Array:

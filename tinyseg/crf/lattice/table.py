@@ -7,13 +7,19 @@ brings equal ones together, and gives, without a hash table and with the same re
     first           (M + 1,) int64      entries first[v] ... first[v + 1] - 1 are the points that share vertex v
     entry_point     (N (d + 1),) int32  which point, increasing for each vertex
     entry_weight    (N (d + 1),)        and its barycentric weight there
-    neighbours      (d + 1, 2, M) int32 one step back and one ahead along each axis; M where there is no vertex
+    chains          d + 1 arrays int32  for each axis, the vertices that have a neighbour along it, chain by chain
+    pieces          d + 1 arrays int64  where the chains can be cut into tasks of about the same length
 
-A neighbour's code is a vertex's own code plus a constant, and in a sorted list it is found by walking along: for
-growing v the neighbour grows too. So the blur reads three streams that all run forwards, which caches like.
+A chain is a run of vertices each of which is one step a_j ahead of the one before. The last vertex v of a chain
+is written as ~v = -1 - v, for instance 4 7 ~9 2 ~5 for the chains 4 7 9 and 2 5. A blur along axis j then works on
+each chain by itself, in place, and vertices without neighbours, in a large lattice a third of them, are not
+touched.
 
-Cost: sorting takes ceil(bits / 11) passes over N (d + 1) pairs of code and entry, 12 bytes each, and the
-neighbours 2 (d + 1) walks over M codes. The codes are dropped afterwards.
+A neighbour's code is the vertex's own code plus a constant, and in a sorted list all are found by walking along
+with two fingers, because the neighbour grows with the vertex.
+
+Cost: sorting takes ceil(bits / 11) passes over N (d + 1) pairs of code and entry, 12 bytes each; the chains d + 1
+walks over M codes. The codes are dropped afterwards.
 
 Source: the table replaces the hash table of Adams, Baek & Davis 2010, section 3.2; radix sort: Knuth, "The Art of
 Computer Programming", vol. 3, section 5.2.5.
@@ -28,17 +34,19 @@ from tinyseg.backend import Array, kernel, prange
 from tinyseg.crf.lattice.simplex import Packing, Simplices
 
 DIGIT = 11  # bits that one pass of the sort looks at
-CHUNKS = 16  # tasks of the sort; a constant, so that the order of work does not depend on the machine
+CHUNKS = 16  # tasks of the sort
+PIECES = 64  # tasks of a blur along one axis
 
 
 class Table(NamedTuple):
-    """Who shares which vertex, and which vertices are neighbours: see the module's docstring."""
+    """Who shares which vertex, and which vertices are neighbours. See the module's docstring."""
 
     vertex: Array
     first: Array
     entry_point: Array
     entry_weight: Array
-    neighbours: Array
+    chains: list[Array]
+    pieces: list[Array]
 
     @property
     def vertices(self) -> int:
@@ -53,19 +61,35 @@ def _table_reference(simplices: Simplices, pack: Packing) -> Table:
     corners = codes.shape[1]
     unique, vertex, count = np.unique(codes.reshape(-1), return_inverse=True, return_counts=True)
     entry = np.argsort(vertex, kind="stable")
-    neighbours = np.empty((corners, 2, len(unique)), np.int32)
-    for axis in range(corners):
-        for side, step in enumerate((-pack.steps[axis], pack.steps[axis])):
-            place = np.searchsorted(unique, unique + step)
-            found = unique[np.minimum(place, len(unique) - 1)] == unique + step
-            neighbours[axis, side] = np.where(found, place, len(unique))
+    chains = [_chain_reference(unique, step) for step in pack.steps]
     return Table(
         vertex.reshape(codes.shape).astype(np.int32),
         np.concatenate([[0], np.cumsum(count)]).astype(np.int64),
         (entry // corners).astype(np.int32),
         weights.reshape(-1)[entry],
-        neighbours,
+        chains,
+        [_pieces_reference(chain) for chain in chains],
     )
+
+
+def _chain_reference(unique: Array, step: int) -> Array:
+    number = {int(code): v for v, code in enumerate(unique)}
+    chain = []
+    for code, v in number.items():
+        if code - step not in number:  # here a chain begins, if it has a second vertex
+            while code + step in number:
+                chain.append(v)
+                code += int(step)
+                v = number[code]
+            if code - step in number:
+                chain.append(~v)
+    return np.array(chain, np.int32)
+
+
+def _pieces_reference(chain: Array) -> Array:
+    begins = np.concatenate([[0], np.flatnonzero(chain < 0) + 1])
+    wanted = np.arange(PIECES + 1) * len(chain) // PIECES
+    return begins[np.searchsorted(begins, wanted)]
 
 
 # -------------------------------------------------------------------------------------------------------- Numba
@@ -135,24 +159,38 @@ def _number_kernel(codes, entries, weights, corners, before, unique, first, vert
 
 
 @kernel
-def _neighbours_kernel(unique, steps, neighbours):
-    """Walk along the sorted codes, and with a second finger along the codes that are one step further."""
+def _chains_kernel(unique, steps, ahead, has_back, chains, lengths, pieces):
+    """For each axis: who is one step ahead of whom, then along each chain from its first vertex."""
     m = unique.size
-    chunk = (m + CHUNKS - 1) // CHUNKS
-    for task in prange(CHUNKS * 2 * steps.size):
-        axis = np.int64(task) // (2 * CHUNKS)
-        side = np.int64(task) // CHUNKS % 2
-        begin = np.int64(task) % CHUNKS * chunk
-        end = min(begin + chunk, m)
-        if begin < end:
-            step = steps[axis] if side == 1 else -steps[axis]
-            found = neighbours[axis, side]
-            other = np.searchsorted(unique, unique[begin] + step)
-            for v in range(begin, end):
-                wanted = unique[v] + step
-                while other < m and unique[other] < wanted:
-                    other += 1
-                found[v] = other if other < m and unique[other] == wanted else m
+    for axis in prange(steps.size):
+        step = steps[axis]
+        for v in range(m):
+            has_back[axis, v] = False
+        other = np.searchsorted(unique, unique[0] + step)
+        for v in range(m):  # two fingers: v, and what comes one step ahead of it
+            wanted = unique[v] + step
+            while other < m and unique[other] < wanted:
+                other += 1
+            found = other < m and unique[other] == wanted
+            ahead[axis, v] = other if found else -1
+            if found:
+                has_back[axis, other] = True
+        n = 0
+        for begin in range(m):
+            if ahead[axis, begin] >= 0 and not has_back[axis, begin]:
+                v = begin
+                while ahead[axis, v] >= 0:
+                    chains[axis, n] = v
+                    n += 1
+                    v = ahead[axis, v]
+                chains[axis, n] = ~v
+                n += 1
+        lengths[axis] = n
+        for piece in range(PIECES + 1):
+            cut = piece * n // PIECES
+            while 0 < cut < n and chains[axis, cut - 1] >= 0:
+                cut += 1
+            pieces[axis, piece] = cut
 
 
 def _table_numba(simplices: Simplices, pack: Packing) -> Table:
@@ -177,9 +215,12 @@ def _table_numba(simplices: Simplices, pack: Packing) -> Table:
     _number_kernel(
         codes, entries, weights.reshape(-1), corners, before, unique, first, vertex, entry_point, entry_weight
     )
-    neighbours = np.empty((corners, 2, m), np.int32)
-    _neighbours_kernel(unique, pack.steps, neighbours)
-    return Table(vertex.reshape(n, corners), first, entry_point, entry_weight, neighbours)
+    ahead, has_back = np.empty((corners, m), np.int32), np.empty((corners, m), np.bool_)
+    chains, lengths = np.empty((corners, m), np.int32), np.empty(corners, np.int64)
+    pieces = np.empty((corners, PIECES + 1), np.int64)
+    _chains_kernel(unique, pack.steps, ahead, has_back, chains, lengths, pieces)
+    trimmed = [chain[:length].copy() for chain, length in zip(chains, lengths, strict=True)]
+    return Table(vertex.reshape(n, corners), first, entry_point, entry_weight, trimmed, list(pieces))
 
 
 # ------------------------------------------------------------------------------------------------------- public
