@@ -17,6 +17,10 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--require-gpu", action="store_true", help="fail, and do not skip, where a GPU is missing")
+
+
 @pytest.fixture(params=["numpy", "numba"])
 def backend(request):
     """Runs the test once for each implementation of the operators, and says which one it is."""

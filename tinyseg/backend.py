@@ -53,7 +53,7 @@ def name_for(array: Array) -> Name:
     forced = _forced.get()
     if forced is not None:
         return forced
-    if type(array).__module__.partition(".")[0] == "cupy":
+    if not isinstance(array, np.ndarray) and hasattr(array, "__cuda_array_interface__"):
         return "cupy"
     return "numba" if numba_is_installed() else "numpy"
 
@@ -69,7 +69,8 @@ def choose(array: Array, *, numpy: Implementation, numba: Implementation, cuda: 
         name = numpy.__name__ if isinstance(numpy, types.ModuleType) else numpy.__module__
         operator = name.removeprefix("tinyseg.ops.").partition(".")[0]
         raise MissingKernel(
-            f"{operator} has no CUDA kernel yet; bring the array to the CPU with cupy.asnumpy(x) and run it there"
+            f"{operator} has no CUDA kernel yet; bring the array to the CPU with tinyseg.cuda.to_host(x), and run "
+            "it there"
         )
     return cuda
 

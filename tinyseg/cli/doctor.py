@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -159,38 +158,26 @@ def _writable(folder: Path) -> bool:
 
 
 def _gpu() -> Finding:
-    driver = _cuda_driver_version()
-    if driver is None:
+    import numpy as np
+
+    from tinyseg import cuda, ops
+    from tinyseg.cuda import machine
+
+    if machine.driver() is None:
         return Finding("GPU", "none with an NVIDIA driver; everything runs on the CPU")
-    extra = "cuda13" if driver >= 13000 else "cuda12"
+    reason = machine.problem()
+    if reason is not None:
+        return Finding("GPU", f"{reason}. Until then everything runs on the CPU", "note")
     try:
-        import cupy  # type: ignore[import-not-found]
-
-        properties = cupy.cuda.runtime.getDeviceProperties(0)
-        name, memory = properties["name"].decode(), properties["totalGlobalMem"] / 2**30
-        return Finding("GPU", f"{name}, {memory:.0f} GiB, CUDA {driver / 1000:.0f}, CuPy {cupy.__version__}")
-    except ImportError:
-        return Finding(
-            "GPU",
-            f"an NVIDIA driver for CUDA {driver // 1000} is here, but CuPy is not: pip install 'tinyseg[{extra}]'",
-            "note",
-        )
-    except Exception as error:  # CuPy raises its own kinds when device and driver do not fit
-        return Finding("GPU", f"CuPy {type(error).__name__}: {error}", "note")
-
-
-def _cuda_driver_version() -> int | None:
-    """The CUDA version of the driver, 12040 for 12.4; None without driver or device."""
-    import ctypes
-
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return None
-    version, count = ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
-        return None
-    return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
+        began = time.perf_counter()
+        y = cuda.to_host(ops.relu(cuda.to_device(np.array([-1.0, 2.0], np.float32)))[0])
+        seconds = time.perf_counter() - began
+        name, memory = machine.name(), cuda.memory()
+    except Exception as error:  # whatever it is, the report goes on
+        return Finding("GPU", f"kernels do not run: {error}", "bad")
+    if y.tolist() != [0.0, 2.0]:
+        return Finding("GPU", f"{name} runs kernels, but relu([-1, 2]) gave {y.tolist()}", "bad")
+    return Finding("GPU", f"{name} compiles and runs kernels (relu, {seconds:.1f} s), {memory}")
 
 
 def _memory() -> Finding:

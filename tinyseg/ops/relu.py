@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks
 
@@ -73,6 +73,25 @@ def _backward_numba(dy: Array, y: Array, slope: float) -> Array:
     return dx
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _forward_cuda(x: Array, slope: float) -> Array:
+    x = cuda.contiguous(x)
+    y = cuda.empty(x.shape, x.dtype)
+    _cuda.launch("relu_forward", x, slope, y, x.size, threads=cuda.quads(x.size))
+    return y
+
+
+def _backward_cuda(dy: Array, y: Array, slope: float) -> Array:
+    dy, y = cuda.contiguous(dy), cuda.contiguous(y)
+    dx = cuda.empty(dy.shape, dy.dtype)
+    _cuda.launch("relu_backward", dy, y, slope, dx, dy.size, threads=cuda.quads(dy.size))
+    return dx
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -83,7 +102,7 @@ def relu(x: Array) -> tuple[Array, ReluCache]:
     array([0., 3.])
     """
     checks.floating("relu", x=x)
-    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba)
+    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba, cuda=_forward_cuda)
     y = forward(x, 0.0)
     return y, ReluCache(y, 0.0)
 
@@ -91,7 +110,7 @@ def relu(x: Array) -> tuple[Array, ReluCache]:
 def relu_backward(dy: Array, cache: ReluCache) -> Array:
     """The gradient with respect to `x`, of the shape of `dy`."""
     checks.upstream("relu_backward", dy, cache.y.shape, cache.y.dtype)
-    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba)
+    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
     return backward(dy, cache.y, cache.slope)
 
 
@@ -104,7 +123,7 @@ def leaky_relu(x: Array, *, slope: float = 0.01) -> tuple[Array, ReluCache]:
     checks.floating("leaky_relu", x=x)
     if not slope > 0:
         raise ValueError(f"leaky_relu: slope must be more than 0, got {slope}; for slope 0 use relu")
-    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba)
+    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba, cuda=_forward_cuda)
     y = forward(x, slope)
     return y, ReluCache(y, slope)
 
@@ -112,5 +131,5 @@ def leaky_relu(x: Array, *, slope: float = 0.01) -> tuple[Array, ReluCache]:
 def leaky_relu_backward(dy: Array, cache: ReluCache) -> Array:
     """The gradient with respect to `x`, of the shape of `dy`."""
     checks.upstream("leaky_relu_backward", dy, cache.y.shape, cache.y.dtype)
-    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba)
+    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
     return backward(dy, cache.y, cache.slope)

@@ -1,0 +1,193 @@
+"""A GPU played by the host: kernels are compiled by g++ against `host.hpp`, and run on memory with guard bands.
+
+It has the interface of `tinyseg.cuda.gpu.Gpu`. So operators, their launchers and their checks run as they do on a
+GPU; only arrays, compiler and scheduler are others.
+"""
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from tinyseg.cuda import CudaError, Memory
+from tinyseg.cuda.signature import Signature, signatures
+
+GUARD = 4096  # bytes before and after each array
+POISON = 0xFF  # in every byte of new memory: NaN, or the largest integer
+ORDERS = ("forward", "backward", "shuffled")
+OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-w")
+
+LAUNCHED: set[tuple[str, tuple, str]] = set()
+"""The file, the configuration (names and values, as text) and the name of each kernel that has run."""
+
+
+class Block:
+    """Some memory, with guard bands that nobody may write to."""
+
+    def __init__(self, size: int):
+        self.memory = np.full(size + 2 * GUARD + 32, POISON, np.uint8)
+        # At 16 bytes from a 32-byte boundary: a kernel may count on 16, and not on more.
+        self.first = GUARD + (16 - (self.memory.ctypes.data + GUARD)) % 32
+        self.size = size
+
+    @property
+    def bytes(self) -> np.ndarray:
+        return self.memory[self.first : self.first + self.size]
+
+    def is_intact(self) -> bool:
+        before, after = self.memory[: self.first], self.memory[self.first + self.size :]
+        return bool((before == POISON).all() and (after == POISON).all())
+
+
+class HostArray:
+    """An array "on the GPU". It has what operators may use of a CuPy array, and is no NumPy array: functions of
+    NumPy fail on it, as most do on CuPy's."""
+
+    __array_ufunc__ = None
+    __array_priority__ = 1000.0
+
+    def __init__(self, block: Block, values: np.ndarray):
+        self.block = block
+        self.values = values
+
+    def __array__(self, *_, **__):
+        raise TypeError("a NumPy function was given an array on the GPU")
+
+    shape = property(lambda self: self.values.shape)
+    dtype = property(lambda self: self.values.dtype)
+    ndim = property(lambda self: self.values.ndim)
+    size = property(lambda self: self.values.size)
+    nbytes = property(lambda self: self.values.nbytes)
+    itemsize = property(lambda self: self.values.itemsize)
+    strides = property(lambda self: self.values.strides)
+    flags = property(lambda self: self.values.flags)
+    __cuda_array_interface__ = property(lambda self: {"shape": self.shape, "version": 3})
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, key):
+        return HostArray(self.block, self.values[key])
+
+    def reshape(self, *shape):
+        if not self.flags.c_contiguous:
+            return self.copy().reshape(*shape)
+        return HostArray(self.block, self.values.reshape(*shape))
+
+    def transpose(self, *axes):
+        return HostArray(self.block, self.values.transpose(*axes))
+
+    def astype(self, dtype, copy=True):
+        return self if not copy and self.dtype == dtype else upload(self.values.astype(dtype))
+
+    def copy(self):
+        return upload(self.values)
+
+
+def allocate(shape, dtype) -> HostArray:
+    dtype = np.dtype(dtype)
+    block = Block(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    return HostArray(block, block.bytes.view(dtype).reshape(shape))
+
+
+def upload(array: np.ndarray) -> HostArray:
+    result = allocate(array.shape, array.dtype)
+    result.values[...] = array
+    return result
+
+
+class HostGpu:
+    """order: in which order blocks and threads take turns, one of ORDERS."""
+
+    shared_limit = 227 * 1024
+    libraries: ClassVar[dict[str, ctypes.CDLL]] = {}
+
+    def __init__(self, folder: Path, order: str = "forward"):
+        self.folder = folder
+        self.order = order
+
+    def empty(self, shape, dtype) -> HostArray:
+        return allocate(tuple(shape), dtype)
+
+    def upload(self, array) -> HostArray:
+        return upload(array)
+
+    def download(self, array) -> np.ndarray:
+        return array.values.copy()
+
+    def owns(self, array) -> bool:
+        return isinstance(array, HostArray)
+
+    def address(self, array) -> int:
+        return array.values.ctypes.data
+
+    def memory(self) -> Memory:
+        return Memory(0, 0, 0, 0)
+
+    def load(self, text: str, name: str):
+        configuration = tuple(re.findall(r"^#define (\w+) (.*)$", text.partition("#line")[0], re.MULTILINE))
+        return name, configuration, _compiled(text, name, self.folder)
+
+    def run(self, module, kernel: Signature, grid, shared, values) -> None:
+        name, configuration, library = module
+        LAUNCHED.add((name, configuration, kernel.name))
+        slots = [_slot(self, value) for value in values]
+        pointers = (ctypes.c_void_p * len(slots))(*(slot.ctypes.data for slot in slots))
+        launch = (ctypes.c_int * 6)(*grid, kernel.threads, shared, ORDERS.index(self.order))
+        run = getattr(library, f"host_{kernel.name}")
+        run.restype = ctypes.c_char_p
+        problem = run(launch, pointers)
+        if problem is not None:
+            raise CudaError(f"{kernel.name}: {problem.decode()}")
+        for parameter, value in zip(kernel.parameters, values, strict=True):
+            if isinstance(value, HostArray) and not value.block.is_intact():
+                raise CudaError(f"{kernel.name} wrote outside of {parameter.name} {value.shape}")
+
+
+def _slot(machine: HostGpu, value) -> np.ndarray:
+    """One argument, in memory of its own."""
+    if value is None:
+        return np.zeros(1, np.uintp)
+    return np.array([machine.address(value)], np.uintp) if isinstance(value, HostArray) else np.array([value])
+
+
+def compiler() -> str | None:
+    return shutil.which("g++")
+
+
+def _compiled(text: str, name: str, folder: Path) -> ctypes.CDLL:
+    here = Path(__file__).parent
+    wrappers = "\n".join(_wrapper(signature) for signature in signatures(text, name).values())
+    whole = f'{(here / "host.hpp").read_text()}\n{text}\n#line 1 "wrappers"\n{wrappers}\n'
+    key = hashlib.sha256(repr((whole, OPTIONS)).encode()).hexdigest()
+    if key not in HostGpu.libraries:
+        library = folder / f"{name}-{key[:16]}.so"
+        if not library.exists():
+            source = library.with_suffix(".cpp")
+            source.write_text(whole)
+            partial = library.with_suffix(".partial")
+            command = [compiler() or "g++", *OPTIONS, str(source), "-o", str(partial)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise CudaError(f"{name} does not compile on the host:\n{done.stderr}")
+            partial.replace(library)
+        HostGpu.libraries[key] = ctypes.CDLL(str(library))
+    return HostGpu.libraries[key]
+
+
+def _wrapper(kernel: Signature) -> str:
+    """A function that takes the kernel's arguments as an array of addresses."""
+    arguments = ", ".join(
+        f"*({'const ' if p.is_constant else ''}{p.type} {'*' if p.is_pointer else ''}*)arguments[{i}]"
+        for i, p in enumerate(kernel.parameters)
+    )
+    return f"""
+extern "C" const char *host_{kernel.name}(const int *launch, void **arguments) {{
+    auto call = [](void *data) {{ void **arguments = (void **)data; {kernel.name}({arguments}); }};
+    return host::run(launch, call, arguments);
+}}"""

@@ -1,0 +1,102 @@
+"""Every kernel, in every configuration, compiles for real GPUs within its budget. No GPU and no driver is needed.
+
+And no kernel is left out: each `.cu` file belongs to an operator, and its kernels have all run on the host.
+"""
+
+import importlib
+import itertools
+import pkgutil
+import re
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import host_gpu
+import pytest
+
+import tinyseg
+from tinyseg.cuda import kernels, nvrtc
+from tinyseg.cuda.errors import CudaError
+
+PACKAGE = Path(tinyseg.__file__).parent
+
+for folder in ("ops", "crf", "optim"):
+    for found in pkgutil.walk_packages([str(PACKAGE / folder)], f"tinyseg.{folder}."):
+        importlib.import_module(found.name)
+
+FILES = [file for file in kernels.FILES if file.path.is_relative_to(PACKAGE)]
+
+# Kilobytes of shared memory that one multiprocessor has for its blocks, which take one more each.
+SHARED = {75: 64, 80: 164, 90: 228}
+
+NEWER_THAN_75 = re.compile(r"\b(copy_async|mma_tf32|to_tf32)\b")
+
+
+class Usage(NamedTuple):
+    """What one thread (or with shared memory, one block) of a kernel takes."""
+
+    registers: int
+    stack: int  # bytes of local memory: arrays with an index that is calculated
+    spilled: int  # bytes of local memory: variables that found no register
+    shared: int
+
+
+def usages(log: str) -> dict[str, Usage]:
+    """The assembler's report."""
+    found = {}
+    for part in re.split(r"Compiling entry function '", log)[1:]:
+        numbers = [
+            re.search(pattern, part)
+            for pattern in (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes smem")
+        ]
+        spilled = [int(number) for number in re.findall(r"(\d+) bytes spill", part)]
+        registers, stack, shared = (int(number[1]) if number else 0 for number in numbers)
+        found[part.partition("'")[0]] = Usage(registers, stack, sum(spilled), shared)
+    return found
+
+
+@pytest.fixture(scope="module")
+def compiler() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            nvrtc.version()
+        except CudaError as error:
+            pytest.skip(f"kernels are not compiled for GPUs: {error}")
+
+
+@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.path.stem)
+def test_every_configuration_keeps_to_its_budget(compiler, file, capability):
+    if capability == 75 and NEWER_THAN_75.search(file.text):
+        return  # it has instructions that came with 8.0
+    for configuration in file.configurations():
+        log = nvrtc.compile(file.source(configuration), file.path.name, capability).log
+        found = usages(log)
+        assert found.keys() == file.kernels.keys()
+        for name, signature in file.kernels.items():
+            usage = found[name]
+            where = f"{name} {dict(configuration)} for {capability}: {usage}"
+            assert usage.stack == usage.spilled == 0, f"{where} needs local memory"
+            assert usage.registers <= signature.register_budget, f"{where} needs more registers than its budget"
+            room = SHARED[capability] * 1024
+            assert signature.blocks * (usage.shared + 1024) <= room, f"{where} needs more shared memory"
+
+
+def test_every_file_of_kernels_belongs_to_an_operator():
+    assert {file.path for file in FILES} == set(PACKAGE.rglob("*.cu"))
+
+
+def test_every_kernel_has_run_on_the_host(request, host):
+    """This one runs after all other tests of the folder."""
+    here = Path(__file__).parent
+    collected = {item.path for item in request.session.items}
+    if not set(here.glob("test_*.py")) <= collected or request.config.option.keyword:
+        pytest.skip("only some of the tests of kernels have run")
+    ran = {(name, dict(configuration)["SCALAR"], kernel) for name, configuration, kernel in host_gpu.LAUNCHED}
+    for file in FILES:
+        for scalar, kernel in itertools.product(file.choices["SCALAR"], file.kernels):
+            assert (file.path.name, scalar, kernel) in ran
+        for configuration in file.configurations():
+            as_text = tuple((name, str(value)) for name, value in configuration)
+            assert any(launched[:2] == (file.path.name, as_text) for launched in host_gpu.LAUNCHED)

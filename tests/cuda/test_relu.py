@@ -1,0 +1,35 @@
+"""The CUDA kernels of relu and leaky_relu."""
+
+import numpy as np
+import pytest
+
+from tinyseg import ops
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 7), (2, 3, 5, 41)])
+def test_relu(machine, dtype, shape):
+    def both(x, dy):
+        y, cache = ops.relu(x)
+        return y, ops.relu_backward(dy, cache)
+
+    machine.agree(both, machine.numbers(*shape, dtype=dtype), machine.numbers(*shape, dtype=dtype))
+
+
+def test_leaky_relu(machine, dtype):
+    def both(x, dy):
+        y, cache = ops.leaky_relu(x, slope=0.3)
+        return y, ops.leaky_relu_backward(dy, cache)
+
+    machine.agree(both, machine.numbers(11, 13, dtype=dtype), machine.numbers(11, 13, dtype=dtype))
+
+
+def test_infinity_and_nan(machine, dtype):
+    x = np.array([-np.inf, np.inf, np.nan, -0.0, 0.0], dtype)
+    machine.agree(lambda x: ops.relu(x)[0], x)
+    machine.agree(lambda x: ops.leaky_relu(x)[0], x)
+
+
+def test_an_array_that_is_not_contiguous(machine, dtype):
+    x = machine.numbers(6, 5, 4, dtype=dtype)
+    machine.agree(lambda x: ops.relu(x.transpose(2, 0, 1)[:, ::2])[0], x)
+    machine.agree(lambda x: ops.relu(x[1:, 1:])[0], x)

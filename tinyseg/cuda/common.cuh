@@ -1,0 +1,154 @@
+// What every kernel file may use: this text is put before it. Nothing is included: the compiler of a GPU machine
+// may have no headers at all.
+//
+// The first part is the thin layer between kernels and the machine. It has a second implementation, in tests/cuda,
+// which lets a C++ compiler run the very same kernels on the host. So kernels use these names, and never CUDA's own
+// for barriers, shuffles and assembly.
+
+typedef unsigned char uint8;
+typedef unsigned int uint32;
+typedef long long int64;
+typedef unsigned long long uint64;
+
+#ifndef TINYSEG_HOST
+
+#define KERNEL(threads, blocks) extern "C" __global__ __launch_bounds__(threads, blocks)
+#define DEVICE __device__ __forceinline__
+
+// SHARED scalar tile[64];      memory that the threads of a block share
+// DYNAMIC_SHARED(scalar, tile);      the same, its size given at the launch (more than 48 KB is possible)
+#define SHARED __shared__ __align__(16)
+#define DYNAMIC_SHARED(type, name)                     \
+    extern __shared__ __align__(16) uint8 dynamic_shared_bytes[]; \
+    type *name = reinterpret_cast<type *>(dynamic_shared_bytes)
+
+// Every thread of the block waits until all have come here.
+#define SYNC() __syncthreads()
+
+#define CHECK_ALIGNED(pointer, bytes)
+
+// Every lane of the warp hands in a value, and gets that of the lane `lane ^ mask`, or of `source`.
+template <typename T> DEVICE T shuffle_xor(T value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+template <typename T> DEVICE T shuffle(T value, int source) { return __shfl_sync(0xffffffffu, value, source); }
+
+DEVICE uint32 high_word(uint32 a, uint32 b) { return __umulhi(a, b); }  // of the 64-bit product
+
+#if __CUDA_ARCH__ >= 800
+
+// Copies 4, 8 or 16 bytes from global to shared memory while the thread goes on; zeros where `valid` is false, and
+// then `from` is not read. They come in groups: close_copies() ends one, wait_copies<n>() waits until all but the
+// last n have arrived. SYNC() after it: the others' copies must have arrived, too.
+template <int bytes> DEVICE void copy_async(void *to, const void *from, bool valid) {
+    uint32 address = static_cast<uint32>(__cvta_generic_to_shared(to));
+    int size = valid ? bytes : 0;
+    if (bytes == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(from), "r"(size) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;\n" ::"r"(address), "l"(from), "r"(size), "n"(bytes) : "memory");
+}
+DEVICE void close_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+template <int pending> DEVICE void wait_copies() { asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory"); }
+
+// The nearest number with the 10 bits of mantissa that tensor cores multiply (TF32).
+DEVICE uint32 to_tf32(float x) {
+    uint32 bits;
+    asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(bits) : "f"(x));
+    return bits;
+}
+
+// c += a b on the tensor cores, all lanes of a warp together: a is 16 x 8, b 8 x 8, c 16 x 8. With g = lane / 4 and
+// t = lane % 4, a lane holds
+//     a[0] = a(g, t)      a[1] = a(g + 8, t)      a[2] = a(g, t + 4)      a[3] = a(g + 8, t + 4)
+//     b[0] = b(t, g)      b[1] = b(t + 4, g)
+//     c[0] = c(g, 2t)     c[1] = c(g, 2t + 1)     c[2] = c(g + 8, 2t)     c[3] = c(g + 8, 2t + 1)
+DEVICE void mma_tf32(float *c, const uint32 *a, const uint32 *b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#endif
+#endif  // TINYSEG_HOST
+
+// ------------------------------------------------------------------------------------------------------ numbers
+
+#ifndef SCALAR
+#define SCALAR float
+#endif
+typedef SCALAR scalar;  // what arrays are made of: float or double
+
+// The number of this thread among all threads of the launch.
+DEVICE int64 thread_number() { return int64(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// ----------------------------------------------------------------------- several scalars in one memory operation
+
+template <int N> struct alignas(N * sizeof(scalar) % 16 == 0 ? 16 : sizeof(scalar)) pack {
+    scalar v[N];
+};
+
+template <int N> DEVICE pack<N> load(const scalar *from) {
+    CHECK_ALIGNED(from, alignof(pack<N>));
+    return *reinterpret_cast<const pack<N> *>(from);
+}
+
+template <int N> DEVICE void store(scalar *to, const pack<N> &values) {
+    CHECK_ALIGNED(to, alignof(pack<N>));
+    *reinterpret_cast<pack<N> *>(to) = values;
+}
+
+// Element-wise kernels give four elements to a thread. The last thread may have fewer: `left` counts from the
+// thread's first element to the end of the array. What is beyond the end is 0 when loaded, and not stored.
+typedef pack<4> quad;
+
+DEVICE quad load_quad(const scalar *from, int64 left) {
+    if (left >= 4)
+        return load<4>(from);
+    quad values = {{0, 0, 0, 0}};
+    for (int k = 0; k < 3; ++k)
+        if (k < left)
+            values.v[k] = from[k];
+    return values;
+}
+
+DEVICE void store_quad(scalar *to, const quad &values, int64 left) {
+    if (left >= 4) {
+        store<4>(to, values);
+        return;
+    }
+    for (int k = 0; k < 3; ++k)
+        if (k < left)
+            to[k] = values.v[k];
+}
+
+// ---------------------------------------------------------------- sums and maxima, always in the same order
+
+// Over a run of `width` lanes, a power of 2; every lane of the run gets it.
+template <typename T> DEVICE T lanes_sum(T value, int width) {
+    for (int mask = width / 2; mask > 0; mask /= 2)
+        value += shuffle_xor(value, mask);
+    return value;
+}
+
+// The larger of two numbers, or NaN if one of them is NaN.
+template <typename T> DEVICE T larger(T a, T b) { return a != a || a > b ? a : b; }
+
+template <typename T> DEVICE T lanes_max(T value, int width) {
+    for (int mask = width / 2; mask > 0; mask /= 2)
+        value = larger(value, shuffle_xor(value, mask));
+    return value;
+}
+
+// Over all threads of the block; every thread gets it. `scratch` is shared memory for one value of each warp, and
+// may be used again right away.
+template <typename T> DEVICE T block_sum(T value, T *scratch) {
+    value = lanes_sum(value, 32);
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = value;
+    SYNC();
+    T total = 0;
+    for (int warp = 0; warp < blockDim.x / 32; ++warp)
+        total += scratch[warp];
+    SYNC();
+    return total;
+}

@@ -1,0 +1,136 @@
+"""An NVIDIA GPU, through CuPy."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tinyseg.backend import Array
+from tinyseg.cuda import machine, nvrtc
+from tinyseg.cuda.device import Memory
+from tinyseg.cuda.errors import CudaError, OutOfMemory
+from tinyseg.cuda.signature import Signature
+
+Result = TypeVar("Result")
+
+SHARED_WITHOUT_ASKING = 48 * 1024  # bytes; a kernel that wants more must be told so
+
+
+class Gpu:
+    """CuPy's current GPU. Kernels run on CuPy's current stream."""
+
+    def __init__(self):
+        reason = machine.problem()
+        if reason is not None:
+            raise CudaError(f"kernels cannot run on a GPU here: {reason}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CuPy warns of missing parts that are not used here
+            import cupy  # type: ignore[import-not-found]
+        self.cupy = cupy
+        self.capability = int(cupy.cuda.Device().compute_capability)
+        self.shared_limit: int = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
+        self._functions: dict[tuple[int, str], Any] = {}
+
+    # ------------------------------------------------------------------------------------------------- memory
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype) -> Array:
+        return self._allocate(lambda: self.cupy.empty(tuple(shape), dtype))
+
+    def upload(self, array: np.ndarray) -> Array:
+        return self._allocate(lambda: self.cupy.asarray(array, order="C"))
+
+    def download(self, array: Array) -> np.ndarray:
+        return self.cupy.asnumpy(array)
+
+    def owns(self, array: Array) -> bool:
+        here = self.cupy.cuda.runtime.getDevice()
+        return isinstance(array, self.cupy.ndarray) and array.device.id == here  # type: ignore[attr-defined]
+
+    def address(self, array: Array) -> int:
+        return array.data.ptr  # type: ignore[attr-defined]
+
+    def memory(self) -> Memory:
+        pool = self.cupy.get_default_memory_pool()
+        free, total = self.cupy.cuda.runtime.memGetInfo()
+        return Memory(pool.used_bytes(), pool.total_bytes(), free, total)
+
+    def _allocate(self, make: Callable[[], Result]) -> Result:
+        try:
+            return make()
+        except self.cupy.cuda.memory.OutOfMemoryError as error:
+            self.cupy.get_default_memory_pool().free_all_blocks()
+            raise OutOfMemory(
+                f"the GPU's memory is full ({self.memory()}): take a smaller batch or smaller crops, or end other "
+                "programs that use the GPU (`nvidia-smi` lists them)"
+            ) from error
+
+    # ------------------------------------------------------------------------------------------------ kernels
+
+    def load(self, text: str, name: str) -> Any:
+        module = self.cupy.cuda.function.Module()
+        module.load(self._binary(text, name))
+        return module
+
+    def run(
+        self,
+        module: Any,
+        kernel: Signature,
+        grid: tuple[int, int, int],
+        shared: int,
+        values: Sequence[Array | np.generic | None],
+    ) -> None:
+        arguments = tuple(self._argument(value) for value in values)
+        try:
+            function = self._function(module, kernel.name, shared)
+            function(grid, (kernel.threads, 1, 1), arguments, shared_mem=shared)
+        except Exception as error:  # CuPy raises one kind for each of CUDA's libraries
+            raise CudaError(
+                f"the kernel {kernel.name} could not be started with {grid} blocks of {kernel.threads} threads "
+                f"and {shared} bytes of shared memory: {error}; `tinyseg doctor` tests the GPU"
+            ) from error
+
+    def _argument(self, value: Array | np.generic | None) -> np.generic:
+        if value is None:
+            return np.uint64(0)
+        return value if isinstance(value, np.generic) else np.uint64(self.address(value))
+
+    def _function(self, module: Any, name: str, shared: int) -> Any:
+        key = (id(module), name)
+        if key not in self._functions:
+            self._functions[key] = [module.get_function(name), SHARED_WITHOUT_ASKING]
+        function, allowed = self._functions[key]
+        if shared > allowed:
+            from cupy_backends.cuda.api import driver  # type: ignore[import-not-found]
+
+            attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.funcSetAttribute(function.ptr, attribute, shared)
+            self._functions[key][1] = shared
+        return function
+
+    def _binary(self, text: str, name: str) -> bytes:
+        """The compiled source, from the cache on disk if it is there."""
+        identity = repr((text, self.capability, nvrtc.version()))
+        folder = _cache_folder()
+        path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
+        try:
+            return path.read_bytes()
+        except OSError:
+            binary = nvrtc.compile(text, name, self.capability).binary
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                file.write(binary)
+            Path(file.name).replace(path)  # at once: another process may read it just now
+        except OSError:
+            pass  # a folder that cannot be written to costs time, and nothing else
+        return binary
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("TINYSEG_KERNEL_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "tinyseg" / "kernels"

@@ -1,0 +1,176 @@
+"""A file of kernels, and the one way to launch them.
+
+A launch goes wrong silently: a transposed array is read as if it were not, a Python float becomes a double where
+the kernel takes a float, an index overflows. So every launch goes through `KernelFile.launch`, which compares each
+argument with the kernel's own signature, read from the source.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyseg.cuda import device
+from tinyseg.cuda.signature import TYPES, Parameter, Signature, signatures
+
+ALIGNMENT = 16  # bytes: what one memory operation moves at most
+GRID_LIMIT = (2**31 - 1, 65535, 65535)  # blocks along x, y and z
+STATIC_SHARED = 48 * 1024
+
+Configuration = tuple[tuple[str, Any], ...]  # the names that a source is compiled with, and their values
+
+FILES: list["KernelFile"] = []
+"""Every file of kernels whose operator has been imported."""
+
+
+class KernelFile:
+    """The kernels in the `.cu` file beside an operator's own file.
+
+        _cuda = KernelFile(__file__)
+        _cuda.launch("relu_forward", x, slope, y, x.size, threads=quads(x.size))
+
+    The same text is compiled with `scalar` as float and as double; the arrays of a launch decide which of the two
+    it takes. A file can be compiled with further names, each with a few values. Then the launch chooses:
+
+        _cuda = KernelFile(__file__, WIDTH=(1, 4))
+        _cuda.launch("normalise", x, y, pixels, threads=..., WIDTH=4)
+
+    scalars: "double" is left out by a file that is for one type only.
+    """
+
+    def __init__(self, beside: str, *, scalars: Sequence[str] = ("float", "double"), **choices: Sequence):
+        self.path = Path(beside).with_suffix(".cu")
+        self.choices: dict[str, Sequence] = {"SCALAR": scalars, **choices}
+        self._modules: dict[tuple[device.Device, Configuration], Any] = {}
+        FILES.append(self)
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text()
+
+    @cached_property
+    def kernels(self) -> dict[str, Signature]:
+        return signatures(self.text, self.path.name)
+
+    def configurations(self) -> list[Configuration]:
+        """Every way in which this file may be compiled."""
+        products = itertools.product(*self.choices.values())
+        return [tuple(zip(self.choices, values, strict=True)) for values in products]
+
+    def source(self, configuration: Configuration) -> str:
+        """The whole text that is compiled."""
+        defines = "".join(f"#define {name} {value}\n" for name, value in configuration)
+        return f'{defines}#line 1 "common.cuh"\n{_common()}\n#line 1 "{self.path.name}"\n{self.text}'
+
+    def launch(
+        self,
+        kernel: str,
+        *arguments: Any,
+        threads: int | None = None,
+        blocks: int | Sequence[int] | None = None,
+        shared: int = 0,
+        **choice: Any,
+    ) -> None:
+        """Run a kernel on the current device, on its current stream. The kernel fills its arrays.
+
+        arguments: as in the kernel's signature. Arrays must be C-contiguous and on the device (see `contiguous`).
+            None is a null pointer. Numbers are converted to the type that the kernel takes.
+        threads: how many threads are needed; as many blocks are started as that takes. Or
+        blocks: how many blocks: a number, or up to three of them. With 0 of them nothing is done.
+        shared: bytes of dynamic shared memory, for kernels with DYNAMIC_SHARED.
+        """
+        signature = self.kernels[kernel]
+        grid = _grid(signature, threads, blocks)
+        if 0 in grid:
+            return
+        machine = device.current()
+        if shared > machine.shared_limit:
+            raise ValueError(f"{kernel}: {shared} bytes of shared memory are more than {machine.shared_limit}")
+        configuration = self._configuration(signature, arguments, choice)
+        types = {"scalar": TYPES[dict(configuration)["SCALAR"]], **TYPES}
+        for name, value in configuration:
+            types.setdefault(name, TYPES.get(value))
+        if len(arguments) != len(signature.parameters):
+            listing = ", ".join(parameter.name for parameter in signature.parameters)
+            raise TypeError(
+                f"{kernel} takes {len(signature.parameters)} arguments ({listing}), got {len(arguments)}"
+            )
+        values = [
+            _checked(machine, kernel, parameter, argument, types)
+            for parameter, argument in zip(signature.parameters, arguments, strict=True)
+        ]
+        key = (machine, configuration)
+        if key not in self._modules:
+            self._modules[key] = machine.load(self.source(configuration), self.path.name)
+        machine.run(self._modules[key], signature, grid, shared, values)
+
+    def _configuration(self, signature: Signature, arguments: Sequence, choice: dict[str, Any]) -> Configuration:
+        """The arrays give the scalar; what the launch does not choose has its first value."""
+        chosen = {name: values[0] for name, values in self.choices.items()} | choice
+        for parameter, argument in zip(signature.parameters, arguments, strict=False):
+            if parameter.is_pointer and parameter.type == "scalar" and argument is not None:
+                chosen["SCALAR"] = {np.dtype("f4"): "float", np.dtype("f8"): "double"}.get(argument.dtype)
+                break
+        for name, value in chosen.items():
+            if value not in self.choices.get(name, ()):
+                raise ValueError(f"{self.path.name} is not compiled with {name} = {value}, only {self.choices}")
+        return tuple(chosen.items())
+
+
+def _grid(signature: Signature, threads: int | None, blocks: int | Sequence[int] | None) -> tuple[int, int, int]:
+    if (threads is None) == (blocks is None):
+        raise TypeError(f"{signature.name}: give threads or blocks, one of the two")
+    if threads is not None:
+        blocks = -(-int(threads) // signature.threads)
+    given = tuple(blocks) if isinstance(blocks, Sequence) else (blocks,)
+    x, y, z = (*map(int, given), 1, 1)[:3]  # type: ignore[arg-type]
+    if any(not 0 <= count <= limit for count, limit in zip((x, y, z), GRID_LIMIT, strict=True)):
+        raise ValueError(f"{signature.name}: {x} x {y} x {z} blocks; a GPU takes up to {GRID_LIMIT}")
+    return x, y, z
+
+
+def _checked(machine: device.Device, kernel: str, parameter: Parameter, argument: Any, types: dict) -> Any:
+    """The argument as the device takes it: an array that was looked at, or a number of the kernel's type."""
+    where = f"{kernel}: {parameter.name}"
+    expected = types[parameter.type]
+    if not parameter.is_pointer:
+        return _number(where, argument, np.dtype(expected))
+    if argument is None:
+        return None
+    if not machine.owns(argument):
+        raise TypeError(f"{where} must be an array on the GPU, got {_kind(argument)}; use tinyseg.cuda.to_device")
+    if argument.dtype != expected:
+        raise TypeError(f"{where} must be {np.dtype(expected)}, got {argument.dtype}")
+    if not argument.flags.c_contiguous:
+        raise ValueError(f"{where} must be C-contiguous; pass it through tinyseg.cuda.contiguous")
+    if machine.address(argument) % ALIGNMENT:
+        raise ValueError(f"{where} begins between 16-byte boundaries; pass it through tinyseg.cuda.contiguous")
+    return argument
+
+
+def _number(where: str, argument: Any, dtype: np.dtype) -> np.generic:
+    if hasattr(argument, "shape") and argument.shape != ():
+        raise TypeError(f"{where} must be a number, got an array of shape {argument.shape}")
+    if dtype.kind == "f":
+        return dtype.type(argument)
+    if dtype.kind == "b":
+        return np.bool_(argument)
+    whole = int(argument)
+    limits = np.iinfo(dtype)
+    if whole != argument or not limits.min <= whole <= limits.max:
+        raise OverflowError(
+            f"{where} = {argument} does not fit into {dtype}: the arrays are too large for this kernel"
+        )
+    return dtype.type(whole)
+
+
+def _kind(argument: Any) -> str:
+    return "a NumPy array" if isinstance(argument, np.ndarray) else type(argument).__name__
+
+
+@cache
+def _common() -> str:
+    return Path(__file__).with_name("common.cuh").read_text()
