@@ -36,6 +36,7 @@ __all__ = [
     "OutOfMemory",
     "contiguous",
     "empty",
+    "lanes",
     "memory",
     "on",
     "quads",
@@ -80,3 +81,8 @@ def contiguous(array: Array) -> Array:
 def quads(count: int) -> int:
     """How many threads an element-wise kernel needs, four elements for each."""
     return -(-count // 4)
+
+
+def lanes(count: int) -> int:
+    """How many lanes of a warp share a row of `count` elements: a power of 2 up to 32."""
+    return min(32, 1 << (count - 1).bit_length())

@@ -31,6 +31,8 @@ typedef unsigned long long uint64;
 template <typename T> DEVICE T shuffle_xor(T value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 template <typename T> DEVICE T shuffle(T value, int source) { return __shfl_sync(0xffffffffu, value, source); }
 
+#define INF __int_as_float(0x7f800000)
+
 DEVICE uint32 high_word(uint32 a, uint32 b) { return __umulhi(a, b); }  // of the 64-bit product
 
 #if __CUDA_ARCH__ >= 800

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks
 
@@ -144,6 +144,37 @@ def _log_softmax_backward_numba(dy: Array, y: Array) -> Array:
     return _row_by_row(_log_softmax_backward_kernel, dy, y)
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _launch(kernel: str, *arrays: Array) -> Array:
+    """Run a kernel on arrays of one shape (..., C). It fills one more."""
+    arrays = tuple(cuda.contiguous(array) for array in arrays)
+    result = cuda.empty(arrays[0].shape, arrays[0].dtype)
+    channels = result.shape[-1]
+    pixels, width = result.size // channels, cuda.lanes(channels)
+    _cuda.launch(kernel, *arrays, result, pixels, channels, width, threads=pixels * width)
+    return result
+
+
+def _softmax_cuda(x: Array) -> Array:
+    return _launch("softmax_forward", x)
+
+
+def _softmax_backward_cuda(dy: Array, y: Array) -> Array:
+    return _launch("softmax_backward", dy, y)
+
+
+def _log_softmax_cuda(x: Array) -> Array:
+    return _launch("log_softmax_forward", x)
+
+
+def _log_softmax_backward_cuda(dy: Array, y: Array) -> Array:
+    return _launch("log_softmax_backward", dy, y)
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -154,28 +185,35 @@ def softmax(x: Array) -> tuple[Array, SoftmaxCache]:
     array([0.25, 0.75])
     """
     _check("softmax", x)
-    y = backend.choose(x, numpy=_softmax_reference, numba=_softmax_numba)(x)
+    y = backend.choose(x, numpy=_softmax_reference, numba=_softmax_numba, cuda=_softmax_cuda)(x)
     return y, SoftmaxCache(y)
 
 
 def softmax_backward(dy: Array, cache: SoftmaxCache) -> Array:
     """The gradient with respect to `x`, of the shape of `dy`."""
     checks.upstream("softmax_backward", dy, cache.y.shape, cache.y.dtype)
-    backward = backend.choose(dy, numpy=_softmax_backward_reference, numba=_softmax_backward_numba)
+    backward = backend.choose(
+        dy, numpy=_softmax_backward_reference, numba=_softmax_backward_numba, cuda=_softmax_backward_cuda
+    )
     return backward(dy, cache.y)
 
 
 def log_softmax(x: Array) -> tuple[Array, SoftmaxCache]:
     """Logarithms of the probabilities of scores x (..., C), over the last axis."""
     _check("log_softmax", x)
-    y = backend.choose(x, numpy=_log_softmax_reference, numba=_log_softmax_numba)(x)
+    y = backend.choose(x, numpy=_log_softmax_reference, numba=_log_softmax_numba, cuda=_log_softmax_cuda)(x)
     return y, SoftmaxCache(y)
 
 
 def log_softmax_backward(dy: Array, cache: SoftmaxCache) -> Array:
     """The gradient with respect to `x`, of the shape of `dy`."""
     checks.upstream("log_softmax_backward", dy, cache.y.shape, cache.y.dtype)
-    backward = backend.choose(dy, numpy=_log_softmax_backward_reference, numba=_log_softmax_backward_numba)
+    backward = backend.choose(
+        dy,
+        numpy=_log_softmax_backward_reference,
+        numba=_log_softmax_backward_numba,
+        cuda=_log_softmax_backward_cuda,
+    )
     return backward(dy, cache.y)
 
 
