@@ -147,6 +147,18 @@ def test_a_configuration_file_can_be_given(run):
     assert Path("runs/mine/best.safetensors").exists()
 
 
+def test_a_run_starts_from_the_weights_of_another(run, trained):
+    code, out, error = run("train", *SETS, "--init", trained, "--set", "data.kinds=3")
+    assert code == 0, error
+    assert re.search(r"^Starts +from .*best.safetensors: \d+ of \d+ parameters and buffers$", out, re.MULTILINE)
+    assert re.search(r"^ +not in it, and as they were: classifier$", out, re.MULTILINE)
+    assert f'init = "{Path(trained).absolute()}"' in Path("runs/shapes-2/config.toml").read_text()
+    refused(run("train", "--init", trained, "--resume"), "--init starts a run, and --resume goes on with one")
+    refused(run("train", *SETS, "--init", "absent.pth"), "absent.pth cannot be read: No such file")
+    refused(run("train", "--init", trained), "does not fit UNet", "parameters and buffers that are needed")
+    assert not Path("runs/shapes-3").exists()
+
+
 def test_show_prints_a_file_to_start_from_and_trains_nothing(run):
     code, out, _ = run("train", "--show", "--set", "optim.lr=0.125")
     assert code == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinyseg import functional as F
-from tinyseg import interop, nn
+from tinyseg import interop, models, nn
 from tinyseg.interop import CAFFE, TORCHVISION, Convention, WeightsError
 
 COMPARED_TO = 1e-5
@@ -138,6 +138,15 @@ def test_there_and_back(tmp_path, arrays, rng, suffix):
     for name, array in arrays.items():
         expected = np.array(0) if name.endswith("tracked") else array
         np.testing.assert_array_equal(weights.arrays[name], expected, strict=True)
+
+
+def test_a_network_on_the_trunk_of_such_a_classifier(tmp_path):
+    """FCN on VGG-16: its trunk has a pooled side, and no layers behind it."""
+    net, other = (models.create("fcn32s", 3, 2, width=1 / 64, rng=np.random.default_rng(seed)) for seed in (0, 1))
+    interop.save_weights(tmp_path / "fcn.pth", net)
+    interop.load_weights(other, tmp_path / "fcn.pth")
+    for (name, ours), theirs in zip(net.named_parameters(), other.parameters(), strict=True):
+        np.testing.assert_array_equal(ours.data, theirs.data, err_msg=name)
 
 
 def test_written_in_the_order_of_pytorch(path, rng):

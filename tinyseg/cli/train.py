@@ -37,6 +37,15 @@ def command(
             "--out", "-o", metavar="FOLDER", help="The run folder. By default runs/PRESET, or runs/PRESET-2, ..."
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            metavar="WEIGHTS",
+            help="Start from these weights (train.init): a run folder, a checkpoint, or a .pth or .safetensors "
+            "file with torchvision's names. What does not fit keeps its first weights, and is named.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run: the latest of the preset, or --out.")
     ] = False,
@@ -59,6 +68,7 @@ def command(
     [bold]tinyseg train[/]
     [bold]tinyseg train isbi --data ~/data/isbi2012 --set train.epochs=20 --set optim.lr=0.001[/]
     [bold]tinyseg train isbi --resume[/]
+    [bold]tinyseg train mine.toml --set model.name=fcn16s --init runs/fcn32s[/]
     """
     from rich.console import Console
 
@@ -72,6 +82,10 @@ def command(
     changes = list(sets or [])
     if data is not None:
         changes.append(f"data.root={data.expanduser().absolute()}")
+    if init is not None:
+        if resume:
+            raise SettingError("--init starts a run, and --resume goes on with one: give one of them")
+        changes.append(f"train.init={init.expanduser().absolute()}")
     if seed is not None:
         changes.append(f"train.seed={seed}")
 

@@ -100,7 +100,8 @@ def _sides(module: Module) -> dict[int, int]:
     found = {}
     for owner in module.modules():
         side = getattr(owner, "pooled_side", 1)
-        behind = owner.fully_connected() if side > 1 else ()  # type: ignore[attr-defined]
+        trunk_alone = getattr(owner, "classes", ...) is None  # a classifier without its last layers
+        behind = owner.fully_connected() if side > 1 and not trunk_alone else ()  # type: ignore[attr-defined]
         first = next((layer for layer in behind if isinstance(layer, nn.Linear)), None)
         if first is not None:
             found[id(first)] = side

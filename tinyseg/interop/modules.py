@@ -51,7 +51,7 @@ def load_weights(
 
     found = convention or weights.convention
     if found is not None and found.channel_order == "BGR":
-        _turn_round(part, state)
+        turn_round(part, state)
     part.load_state_dict(part.state_dict() | state)
     return Loaded(len(state), found.in_rgb() if found else None, _notices(entries, file_names, weights, only))
 
@@ -158,8 +158,8 @@ def _misfit(module: Module, weights: Weights, problems: list[str], only: str | N
     )
 
 
-def _turn_round(part: Module, state: dict[str, Array]) -> None:
-    """Reverse the input channels of the first convolution: BGR becomes RGB."""
+def turn_round(part: Module, state: dict[str, Array]) -> None:
+    """Reverse the input channels of the first convolution in a state of `part`: BGR becomes RGB."""
     for name, layer in part.named_modules():
         if isinstance(layer, nn.Conv2d):
             key = f"{name}.weight" if name else "weight"

@@ -73,6 +73,10 @@ class DeepLabV1(DeepLab):
 
     output_stride = 8
     paper_rates = LearningRates(head=10.0, bias=2.0)
+    classifier_names = (  # of VGG-16: for the 7x7 kernel
+        ("classifier.0", "fully_connected.fc6"),
+        ("classifier.3", "fully_connected.fc7"),
+    )
 
     def __init__(
         self,

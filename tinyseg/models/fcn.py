@@ -37,10 +37,15 @@ hence 19. These crops fit for every size only if the poolings round up, as Caffe
     fcn_googlenet    googlenet   32          5,973,552 + 1,025 C         5,995,077    715
 
 Training in stages: the classifier's weights start FCN-32s, what that learns starts FCN-16s, and so on. As the new
-scorer starts with zeros, each stage first answers nearly as the one before:
+scorer starts with zeros, each stage first answers nearly as the one before. The later ones have a 100th of the
+first one's learning rate:
 
-    coarse = models.create("fcn32s");   coarse.start_from_classifier(vgg)       # then train it
-    finer = models.create("fcn16s");    finer.start_from(coarse)                # train with a 100th of its rate
+    tinyseg train voc.toml --set model.name=fcn32s --init vgg16-397923af.pth --out runs/fcn32s
+    tinyseg train voc.toml --set model.name=fcn16s --init runs/fcn32s --set optim.lr=2e-7 --out runs/fcn16s
+    tinyseg train voc.toml --set model.name=fcn8s --init runs/fcn16s --set optim.lr=2e-7 --out runs/fcn8s
+
+    coarse = models.create("fcn32s");   coarse.start_from_classifier(vgg)       # or in Python; then train it
+    finer = models.create("fcn16s");    finer.start_from(coarse)
 
 At once: all of FCN-8s is trained straight from the classifier; fixed factors, 0.01 on pool4 and 0.0001 on pool3,
 bring those maps to the scale of the others.
@@ -102,6 +107,7 @@ class FCN(SegmentationNetwork):
     """
 
     paper_rates = LearningRates(bias=2.0)
+    classifier_names = (("classifier.0", "fc6"), ("classifier.3", "fc7"))  # of VGG-16
 
     def __init__(
         self,

@@ -79,6 +79,9 @@ class SegmentationNetwork(nn.Module):
     classes: int
     context: int = 0
     paper_rates: LearningRates = LearningRates()  # as the network was trained for its paper, from a trained trunk
+    classifier_names: tuple[
+        tuple[str, str], ...
+    ] = ()  # layers of a classifier, and what they are behind our trunk
 
     def forward(self, x: Input) -> Tensor:
         raise NotImplementedError

@@ -26,11 +26,17 @@ def open_dataset(config: Config, part: str, split: str | None = None) -> Dataset
     return data.open_dataset(config.data.name, config.data.root, split or of_config, **options)
 
 
-def training_loader(config: Config, dataset: Dataset) -> Loader:
-    """Shuffled batches of augmented, normalised images."""
+def training_loader(
+    config: Config, dataset: Dataset, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Loader:
+    """Shuffled batches of augmented, normalised images.
+
+    mean, std  of the normalisation, by default the data's own
+    """
+    normalise = {"mean": tuple(mean or dataset.mean), "std": tuple(std or dataset.std)}
     tables = [{"name": name, **options} for name, options in config.augment.items()]
     try:
-        transform = transforms.build([*tables, {"name": "normalise"}], dataset)
+        transform = transforms.build([*tables, {"name": "normalise", **normalise}], dataset)
     except (ValueError, TypeError) as error:
         raise SettingError(f"augment: {error}") from error
     return Loader(

@@ -142,6 +142,17 @@ def load(path: Path) -> Checkpoint:
     return _decoded(path, arrays, metadata)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of tinyseg, and not weights in another layout. False for what is no file."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return str((file.metadata() or {}).get("format")).startswith("tinyseg")
+    except (safetensors.SafetensorError, OSError):
+        return False  # whoever reads it next says what is wrong
+
+
 def _metadata(content: bytes) -> dict[str, str]:
     """The metadata in a file's header: 8 bytes with the header's length, then the header as JSON."""
     length = int.from_bytes(content[:8], "little")

@@ -113,6 +113,9 @@ class Train:
     batch: int = setting(4, "images in a batch", minimum=1)
     accumulate: int = setting(1, "batches whose gradients are averaged for one step", minimum=1)
     seed: int = setting(0, "of the first weights, the order of the images, augmentation and dropout", minimum=0)
+    init: str | None = setting(
+        None, "weights to start from: a run folder, a checkpoint, or a file of PyTorch (also --init)"
+    )
     freeze_norm: bool = setting(
         False, "batch normalisation with the statistics that are there, which are kept; for trained networks"
     )

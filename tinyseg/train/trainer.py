@@ -19,7 +19,7 @@ resumed ends with the same bits as one that was not.
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tinyseg import optim
 from tinyseg.data import Batch
 from tinyseg.models.network import total
 from tinyseg.tape import Tensor
-from tinyseg.train import build, checkpoint, files
+from tinyseg.train import build, checkpoint, files, start
 from tinyseg.train.checkpoint import Checkpoint, Labels, Progress
 from tinyseg.train.config import Config, from_tables, preset, to_tables
 from tinyseg.train.errors import CheckpointError, DivergedError, SettingError
@@ -96,7 +96,12 @@ class Trainer:
         self.train_set = build.open_dataset(config, "train")
         self.val_set = build.open_dataset(config, "val")
         self.labels = Labels.of(self.train_set)
-        self.loader = build.training_loader(config, self.train_set)
+        source = start.read(config.train.init) if config.train.init is not None and last is None else None
+        if source is not None:
+            self.labels = source.labels(self.labels)
+        elif last is not None:
+            self.labels = replace(self.labels, mean=last.labels.mean, std=last.labels.std)
+        self.loader = build.training_loader(config, self.train_set, mean=self.labels.mean, std=self.labels.std)
         self.network = build.network(
             config,
             self.labels.channels,
@@ -104,6 +109,7 @@ class Trainer:
             mean=self.labels.mean,
             std=self.labels.std,
         )
+        self.started = source.into(self.network, self.labels.classes) if source else None
         if config.train.freeze_norm:
             self.network.freeze_norms(scale_and_shift=True)
         self.steps_per_epoch = -(-len(self.loader) // config.train.accumulate)

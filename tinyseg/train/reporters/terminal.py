@@ -102,6 +102,7 @@ def summary(trainer: "Trainer") -> list[tuple[str, str]]:
         ("Data", f"{trainer.train_set!r}".strip("<>")),
         ("", f"{trainer.val_set!r}".strip("<>")),
         ("Network", f"{config.model.name} ({options}), {trainer.network.num_parameters():,} parameters"),
+        *zip(("Starts", "", "", "", ""), trainer.started.describe() if trainer.started else (), strict=False),
         (
             "Training",
             f"{config.train.epochs} epochs of {steps} steps, {batch} images each; {config.optim.name}, "
