@@ -1,4 +1,4 @@
-"""The command line: `tinyseg train | eval | predict | data | convert | models | summary | doctor | bench`.
+"""The command line: `tinyseg train | eval | predict | data | crf | convert | models | summary | doctor | bench`.
 
 Each command is a thin layer over a function of the package. Heavy modules are imported inside the commands, so
 that `tinyseg --help` answers at once.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tinyseg.cli import bench, convert, data, doctor, evaluate, models, predict, train
+from tinyseg.cli import bench, convert, crf, data, doctor, evaluate, models, predict, train
 from tinyseg.cli.errors import explain
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("train")(train.command)
 app.command("eval")(evaluate.command)
 app.command("predict")(predict.command)
 app.add_typer(data.app, name="data")
+app.add_typer(crf.app, name="crf")
 app.command("convert")(convert.command)
 app.command("models")(models.list_command)
 app.command("summary")(models.summary_command)

@@ -35,7 +35,7 @@ def check_command(name: Name = "folder", root: Root = None, split: Split = "trai
     from tinyseg import data
     from tinyseg.cli.progress import progress_bar
 
-    name, root, options = _chosen(name, root, sets)
+    name, root, options = chosen_dataset(name, root, sets)
     with progress_bar("reading") as progress:
         report = data.check_dataset(name, root, split, progress=progress, **options)
     typer.echo(str(report))
@@ -62,7 +62,7 @@ def show_command(
     from tinyseg import data, viz
     from tinyseg.train.files import explained
 
-    name, root, options = _chosen(name, root, sets)
+    name, root, options = chosen_dataset(name, root, sets)
     dataset = data.open_dataset(name, root, split, **options)
     chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
     samples = [dataset[int(index)] for index in chosen]
@@ -80,7 +80,9 @@ def show_command(
     typer.echo(f"{len(samples)} images of {repr(dataset).strip('<>')}: {out}")
 
 
-def _chosen(name: str, root: Path | None, sets: list[str] | None) -> tuple[str, Path | None, dict[str, Any]]:
+def chosen_dataset(
+    name: str, root: Path | None, sets: list[str] | None
+) -> tuple[str, Path | None, dict[str, Any]]:
     """Name, folder and options of a data set, checked as a configuration's are; a folder may stand for one."""
     from tinyseg import data
     from tinyseg.train import config as configuration

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tinyseg.cli.crf import Changes, Preset
+
 
 def command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint (.safetensors).")],
@@ -20,6 +22,8 @@ def command(
     tile: Annotated[
         int | None, typer.Option("--tile", metavar="PIXELS", help="Predict squares of this side, to save memory.")
     ] = None,
+    crf: Preset = None,
+    crf_set: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of tables.")] = False,
 ) -> None:
     """Measure a trained network on a data set.
@@ -29,6 +33,7 @@ def command(
 
     [bold]tinyseg eval runs/shapes[/]
     [bold]tinyseg eval runs/camvid --split test --boundary[/]
+    [bold]tinyseg eval runs/camvid --trimap --crf deeplab_v1[/]
     """
     import dataclasses
 
@@ -39,11 +44,13 @@ def command(
     from tinyseg.train.errors import CheckpointError, SettingError
     from tinyseg.train.evaluation import evaluate
     from tinyseg.train.prediction import load
+    from tinyseg.train.refinement import crf_options, crf_parameters
 
     if weights not in ("best", "last"):
         raise SettingError(f"--weights must be best or last, got {weights!r}")
     if tile is not None and tile < 1:
         raise SettingError(f"--tile must be 1 or more, got {tile}")
+    parameters = crf_parameters(crf, crf_set or ())
     network, found = load(run, weights)
     config = found.config
     if data is not None:
@@ -56,16 +63,24 @@ def command(
         )
     with progress_bar("predicting") as progress:
         scores = evaluate(
-            network, dataset, found.labels, boundary=boundary, trimap=trimap, tile=tile, progress=progress
+            network,
+            dataset,
+            found.labels,
+            boundary=boundary,
+            trimap=trimap,
+            tile=tile,
+            crf=parameters,
+            progress=progress,
         )
     assert scores is not None
     if as_json:
-        _print_json(scores, found)
+        _print_json(scores, found, parameters)
     else:
-        _print_tables(Console(), scores, found, repr(dataset).strip("<>"))
+        behind = f"\n{crf_options(parameters)}" if parameters is not None else ""
+        _print_tables(Console(), scores, found, f"{repr(dataset).strip('<>')}\n{found.path}{behind}")
 
 
-def _print_json(scores, found) -> None:
+def _print_json(scores, found, parameters) -> None:
     from tinyseg.train.run import json_line
 
     result = {
@@ -74,6 +89,8 @@ def _print_json(scores, found) -> None:
         "pixel_error": scores.confusion.pixel_error,
     }
     result["iou"] = dict(zip(found.labels.classes, scores.confusion.iou.tolist(), strict=True))
+    if parameters is not None:
+        result["crf"] = parameters._asdict()
     if scores.boundary is not None:
         result["boundary_f"] = scores.boundary.mean
     if scores.trimap is not None:
@@ -86,9 +103,7 @@ def _print_tables(console, scores, found, title: str) -> None:
     from rich.table import Table
 
     confusion, percent = scores.confusion, _percent
-    table = Table(
-        title=f"{title}\n{found.path}", title_justify="left", title_style="", box=None, header_style="bold"
-    )
+    table = Table(title=title, title_justify="left", title_style="", box=None, header_style="bold")
     table.add_column("class")
     columns = {"IoU": confusion.iou, "accuracy": confusion.class_accuracy, "precision": confusion.precision}
     if scores.boundary is not None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tinyseg.cli.crf import Changes, Preset
+
 
 def command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint (.safetensors).")],
@@ -23,6 +25,8 @@ def command(
             help="Predict squares of this side, to save memory; else only large images.",
         ),
     ] = None,
+    crf: Preset = None,
+    crf_set: Changes = None,
 ) -> None:
     """Segment images with a trained network.
 
@@ -33,6 +37,7 @@ def command(
     others are done all the same.
 
     [bold]tinyseg predict runs/camvid holiday/*.jpg --out segmented[/]
+    [bold]tinyseg predict runs/camvid holiday --crf deeplab_v1[/]
     """
     from rich.console import Console
     from rich.text import Text
@@ -40,6 +45,7 @@ def command(
     from tinyseg.cli.progress import progress_bar
     from tinyseg.train.errors import SettingError
     from tinyseg.train.prediction import list_images, predict
+    from tinyseg.train.refinement import crf_parameters
 
     if weights not in ("best", "last"):
         raise SettingError(f"--weights must be best or last, got {weights!r}")
@@ -48,9 +54,12 @@ def command(
     if out is None:
         folder = Path(run).parent if run.endswith(".safetensors") else Path(run)
         out = folder / "predictions"
+    parameters = crf_parameters(crf, crf_set or ())
     images = list_images(paths)
     with progress_bar("predicting") as progress:
-        result = predict(run, images, out, weights=weights, overlays=overlays, tile=tile, progress=progress)
+        result = predict(
+            run, images, out, weights=weights, overlays=overlays, tile=tile, crf=parameters, progress=progress
+        )
     typer.echo(f"{len(result.masks)} of {len(images)} images segmented")
     if result.masks:
         typer.echo(f"Masks    {out / 'masks'}")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinyseg import metrics
+from tinyseg.crf import Parameters
 from tinyseg.data import Dataset, Sample, as_float
 from tinyseg.data.sample import DataError
 from tinyseg.models import SegmentationNetwork
@@ -14,6 +15,7 @@ from tinyseg.models.inference import predict_logits
 from tinyseg.tape import Tensor, no_grad
 from tinyseg.train.checkpoint import Labels
 from tinyseg.train.loss import PixelLoss
+from tinyseg.train.refinement import refined
 
 
 @dataclass
@@ -37,6 +39,7 @@ def evaluate(
     trimap: bool = False,
     tile: int | None = None,
     margin: int = 0,
+    crf: Parameters | None = None,
     keep: int = 0,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -46,6 +49,7 @@ def evaluate(
     labels    the classes and the input convention that the network was trained with
     boundary  also measure the boundary F-score; `trimap` the accuracy near boundaries
     tile      answer for squares of this side at a time, to bound the memory (see `models.inference`)
+    crf       of a dense CRF that has the last word; the loss is that of the network alone
     keep      return so many examples, spread evenly over the data set
     stop      asked before each image; when it answers true the result is None
     progress  told (images done, images in all) after each image
@@ -63,7 +67,8 @@ def evaluate(
         if sample.mask is None:
             raise DataError(f"{sample.name}: has no mask, so there is nothing to compare with")
         logits = predict_logits(network, normalised(sample.image, labels), tile=tile, margin=margin)
-        prediction = logits.argmax(axis=-1).astype(np.uint8 if count <= 256 else np.int32)  # H W
+        scored = logits if crf is None else refined(sample.image, logits, crf)
+        prediction = scored.argmax(axis=-1).astype(np.uint8 if count <= 256 else np.int32)  # H W
         for measure in (scores.confusion, scores.boundary, scores.trimap):
             if measure is not None:
                 measure.update(sample.mask, prediction)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyseg import data
+from tinyseg.crf import Parameters
 from tinyseg.data import files as image_files
 from tinyseg.models import SegmentationNetwork
 from tinyseg.models.inference import predict_logits
@@ -19,6 +20,7 @@ from tinyseg.train import build, checkpoint, files
 from tinyseg.train.checkpoint import Checkpoint, Labels
 from tinyseg.train.errors import UserError
 from tinyseg.train.evaluation import normalised
+from tinyseg.train.refinement import refined
 from tinyseg.train.run import Run
 from tinyseg.train.trainer import load_weights
 
@@ -65,6 +67,7 @@ def predict(
     overlays: bool = True,
     tile: int | None = None,
     margin: int = MARGIN,
+    crf: Parameters | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Predictions:
     """Predict images, and write `out/masks/NAME.png` and `out/overlays/NAME.png`.
@@ -73,6 +76,7 @@ def predict(
     paths    images, and folders of images
     tile     side of the square of pixels predicted at a time; None: the whole image, or 512 if it is large
     margin   pixels of context around a tile (networks with unpadded convolutions know their own)
+    crf      of a dense CRF that sharpens the network's probabilities, `tinyseg.crf.parameters("deeplab_v1")`
 
     A file that cannot be read is listed in the result, and the others are still done.
     """
@@ -87,7 +91,8 @@ def predict(
             result.failed.append((path, str(error)))
         else:
             side = TILE if tile is None and image.shape[0] * image.shape[1] > LARGE else tile
-            mask = predict_mask(network, image, found.labels, tile=side, margin=margin if side else 0)
+            around = margin if side else 0
+            mask = predict_mask(network, image, found.labels, tile=side, margin=around, crf=crf)
             result.masks.append(_write_mask(Path(out) / "masks" / name, mask, found.labels))
             if overlays:
                 result.overlays.append(_write_overlay(Path(out) / "overlays" / name, image, mask, found.labels))
@@ -96,11 +101,18 @@ def predict(
 
 
 def predict_mask(
-    network: SegmentationNetwork, image: np.ndarray, labels: Labels, *, tile: int | None = None, margin: int = 0
+    network: SegmentationNetwork,
+    image: np.ndarray,
+    labels: Labels,
+    *,
+    tile: int | None = None,
+    margin: int = 0,
+    crf: Parameters | None = None,
 ) -> np.ndarray:
     """The most probable class of every pixel, (H, W), of an image as read from a file."""
     logits = predict_logits(network, normalised(image, labels), tile=tile, margin=margin)
-    return logits.argmax(axis=-1).astype(np.uint8 if len(labels.classes) <= 256 else np.int32)
+    scores = logits if crf is None else refined(image, logits, crf)
+    return scores.argmax(axis=-1).astype(np.uint8 if len(labels.classes) <= 256 else np.int32)
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:
