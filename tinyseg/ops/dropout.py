@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks
 
@@ -124,6 +124,23 @@ def _apply_numba(x: Array, draw: Draw) -> Array:
     return y
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _apply_cuda(x: Array, draw: Draw) -> Array:
+    x = cuda.contiguous(x)
+    y = cuda.empty(x.shape, x.dtype)
+    numbers = (draw.seed, draw.offset, _threshold(draw.rate), 1 / (1 - draw.rate))
+    if draw.channels:
+        in_image = x.size // x.shape[0]
+        _cuda.launch("dropout_channels", x, y, x.size, in_image, x.shape[-1], *numbers, threads=x.size)
+    else:
+        _cuda.launch("dropout_elements", x, y, x.size, *numbers, threads=cuda.quads(x.size))
+    return y
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -147,12 +164,12 @@ def dropout(
     if channels and x.ndim < 2:
         raise ValueError(f"dropout: with channels=True x must have the axes (N, .., C), got shape {x.shape}")
     draw = Draw(float(rate), int(seed), int(offset), channels)
-    apply = backend.choose(x, numpy=_apply_reference, numba=_apply_numba)
+    apply = backend.choose(x, numpy=_apply_reference, numba=_apply_numba, cuda=_apply_cuda)
     return apply(x, draw), DropoutCache(x.shape, x.dtype, draw)
 
 
 def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
     """The gradient with respect to `x`: dy through the same mask."""
     checks.upstream("dropout_backward", dy, cache.shape, cache.dtype)
-    apply = backend.choose(dy, numpy=_apply_reference, numba=_apply_numba)
+    apply = backend.choose(dy, numpy=_apply_reference, numba=_apply_numba, cuda=_apply_cuda)
     return apply(dy, cache.draw)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks
 
@@ -92,6 +92,33 @@ def _backward_numba(dy: Array, y: Array, low: float) -> Array:
     return dx
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _sigmoid_cuda(x: Array) -> Array:
+    return _forward_cuda("sigmoid_forward", x)
+
+
+def _tanh_cuda(x: Array) -> Array:
+    return _forward_cuda("tanh_forward", x)
+
+
+def _forward_cuda(kernel: str, x: Array) -> Array:
+    x = cuda.contiguous(x)
+    y = cuda.empty(x.shape, x.dtype)
+    _cuda.launch(kernel, x, y, x.size, threads=cuda.quads(x.size))
+    return y
+
+
+def _backward_cuda(dy: Array, y: Array, low: float) -> Array:
+    dy, y = cuda.contiguous(dy), cuda.contiguous(y)
+    dx = cuda.empty(dy.shape, dy.dtype)
+    _cuda.launch("sigmoid_backward", dy, y, low, dx, dy.size, threads=cuda.quads(dy.size))
+    return dx
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -102,7 +129,7 @@ def sigmoid(x: Array) -> tuple[Array, SigmoidCache]:
     array([0. , 0.5, 1. ])
     """
     checks.floating("sigmoid", x=x)
-    y = backend.choose(x, numpy=_sigmoid_reference, numba=_sigmoid_numba)(x)
+    y = backend.choose(x, numpy=_sigmoid_reference, numba=_sigmoid_numba, cuda=_sigmoid_cuda)(x)
     return y, SigmoidCache(y, 0.0)
 
 
@@ -118,7 +145,7 @@ def tanh(x: Array) -> tuple[Array, SigmoidCache]:
     array([-1.,  0.,  1.])
     """
     checks.floating("tanh", x=x)
-    y = backend.choose(x, numpy=_tanh_reference, numba=_tanh_numba)(x)
+    y = backend.choose(x, numpy=_tanh_reference, numba=_tanh_numba, cuda=_tanh_cuda)(x)
     return y, SigmoidCache(y, -1.0)
 
 
@@ -129,5 +156,5 @@ def tanh_backward(dy: Array, cache: SigmoidCache) -> Array:
 
 def _backward(operator: str, dy: Array, cache: SigmoidCache) -> Array:
     checks.upstream(operator, dy, cache.y.shape, cache.y.dtype)
-    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba)
+    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
     return backward(dy, cache.y, cache.low)
