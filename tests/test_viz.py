@@ -247,6 +247,51 @@ def test_strip_keeps_proportions(rng):
         viz.strip([])
 
 
+def test_marginals_show_probabilities_labels_and_what_is_wrong():
+    image = np.full((20, 30, 3), 100, np.uint8)
+    first, second = np.full((20, 30, 3), 0.2), np.full((20, 30, 3), 0.1)
+    first[:, :10, 1] = second[:, :15, 1] = 0.8  # label 1 on the left, a third and a half of the image
+    truth = np.where(np.arange(30) < 15, 1, 0) * np.ones((20, 1), int)
+    truth[:, -10:] = 255
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]])
+    options = {"colours": colours, "ignore_label": 255, "classes": ("ground", "cat", "dog"), "title": "t"}
+    figure = viz.marginals(image, {"before": first, "after": second}, 1, truth=truth, **options)
+    axes = drawn(figure)
+    assert [one.get_title() for one in axes[::2]] == ["image", "before", "after"]
+    assert [one.get_xlabel() for one in axes[1::2]] == ["truth", "25.0% wrong", "0.0% wrong"]
+    assert axes[0].get_xlabel().startswith("probability of cat")
+    assert [proportions(one) for one in axes] == pytest.approx([1] * 6, rel=0.02)
+    before = np.asarray(axes[2].images[0].get_array())
+    assert before[5, 5].tolist() == [204] * 3
+    assert before[5, 12].tolist() == [51] * 3
+    labels = np.asarray(axes[5].images[0].get_array())
+    assert labels[5, 14].tolist() == [193, 40, 40]  # 0.4 * 100 + 0.6 * colour
+    assert labels[5, 15].tolist() == [100] * 3, "label 0 is hidden"
+    page = figure.bbox
+    for one in axes:
+        box = one.get_tightbbox()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.width and box.y1 <= page.height
+
+    without_truth = drawn(viz.marginals(image, {"before": first, "after": second}, 2))
+    assert [one.get_xlabel() for one in without_truth] == [
+        without_truth[0].get_xlabel(),
+        *("", "", "", "16.7% changed"),
+    ]
+    assert "label 2" in without_truth[0].get_xlabel()
+
+
+def test_marginals_errors(rng):
+    image, q = rng.random((4, 6, 3)), rng.random((4, 6, 3))
+    with pytest.raises(ValueError, match="needs at least one step"):
+        viz.marginals(image, {}, 0)
+    with pytest.raises(ValueError, match=r"'a' must have shape \(H, W, L\) = \(4, 6, 'L'\) .* got \(3, 4, 6\)"):
+        viz.marginals(image, {"a": q.transpose(2, 0, 1)}, 0)
+    with pytest.raises(ValueError, match="have label 3"):
+        viz.marginals(image, {"a": q}, 3)
+    with pytest.raises(ValueError, match=r"the truth is \(6, 4\)"):
+        viz.marginals(image, {"a": q}, 0, truth=np.zeros((6, 4), int))
+
+
 # ------------------------------------------------------------------------------------------------------ saving
 
 

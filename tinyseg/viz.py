@@ -303,6 +303,74 @@ def strip(
     return figure
 
 
+def marginals(
+    image: Array,
+    steps: Mapping[str, Array],
+    label: int,
+    *,
+    truth: Array | None = None,
+    classes: Sequence[str] = (),
+    colours: Array | None = None,
+    ignore_label: int | None = None,
+    hide: Sequence[int] = (0,),
+    title: str = "",
+) -> "Figure":
+    """How probabilities change from step to step, for instance in a CRF: a column for each step.
+
+    Above is the probability of one label, from black (0) to white (1); below are the most probable labels, laid
+    over the image, and under them how many pixels are wrong, or without a truth how many changed since the column
+    before. The image itself, and the truth, stand in the first column.
+
+    image         as for `rgb`
+    steps         from the caption of each column to its probabilities (H, W, L)
+    label         whose probability is shown
+    truth         integers (H, W)
+    classes       names of the labels
+    colours, ignore_label, hide    as for `overlay`
+    """
+    picture = rgb(image)
+    size = picture.shape[:2]
+    if not steps:
+        raise ValueError("marginals: needs at least one step")
+    for caption, q in steps.items():
+        if q.ndim != 3 or q.shape[:2] != size or not 0 <= label < q.shape[2]:
+            raise ValueError(
+                f"marginals: {caption!r} must have shape (H, W, L) = {(*size, 'L')} and have label {label}, "
+                f"got {q.shape}"
+            )
+    if truth is not None and np.shape(truth) != size:
+        raise ValueError(f"marginals: the image is {size} (H, W), but the truth is {np.shape(truth)}")
+
+    def shown(mask: Array) -> Array:
+        return overlay(picture, mask, colours, alpha=0.6, ignore_label=ignore_label, hide=hide)
+
+    masks = [q.argmax(axis=2) for q in steps.values()]
+    name = classes[label] if label < len(classes) else f"label {label}"
+    above, notes_above = [picture], [f"probability of {name} \N{RIGHTWARDS ARROW}"]
+    below = [np.full_like(picture, 255) if truth is None else shown(truth)]
+    notes_below = ["" if truth is None else "truth"]
+    for n, q in enumerate(steps.values()):
+        above.append(rgb(np.clip(q[:, :, label], 0, 1)))
+        below.append(shown(masks[n]))
+        notes_above.append("")
+        notes_below.append(_share_of_pixels(masks, n, truth, ignore_label))
+
+    width = 2.4 * min(1.0, size[1] / size[0])
+    height = width * size[0] / size[1]
+    gap, note, heading = 0.08, 0.24, 0.65 if title else 0.3
+    figure = _figure(gap + (gap + width) * len(above), heading + 2 * (height + note))
+    for k, heads in enumerate(("image", *steps)):
+        left = gap + k * (gap + width)
+        axes = _picture(figure, above[k], left, heading, width, height)
+        axes.set_title(heads, fontsize=11, color=INK, pad=5)
+        axes.set_xlabel(notes_above[k], fontsize=9, color=INK, labelpad=2)
+        if k > 0 or truth is not None:
+            axes = _picture(figure, below[k], left, heading + height + note, width, height)
+            axes.set_xlabel(notes_below[k], fontsize=9, color=INK, labelpad=2)
+    _title(figure, title)
+    return figure
+
+
 def save(picture: "Figure | Array", path: str | Path) -> None:
     """Write a figure (.png, .svg, .pdf), or a uint8 picture (.png, .jpg), so that the file is complete or absent.
 
@@ -371,6 +439,14 @@ def _row(
     note = f"{100 * wrong.mean():.1f} % wrong" if wrong.size else "nothing to compare"
     masks = [colourise(mask, colours, ignore_label) for mask in (truth, prediction)]
     return [rgb(image), *masks, error_map(truth, prediction, image, ignore_label)], note
+
+
+def _share_of_pixels(masks: Sequence[Array], n: int, truth: Array | None, ignore_label: int | None) -> str:
+    """How many pixels of the n-th mask are wrong, or differ from the mask before it."""
+    if truth is not None:
+        counted = ~_ignored(truth, ignore_label)
+        return f"{np.mean(masks[n][counted] != truth[counted]):.1%} wrong" if counted.any() else ""
+    return f"{np.mean(masks[n] != masks[n - 1]):.1%} changed" if n else ""
 
 
 def _legend_size(swatches: Sequence[tuple[str, Array]], width: float) -> tuple[float, int]:

@@ -15,6 +15,7 @@ What is behind it, in the order in which it is best read:
     fused         the same updates on lattices, fast        layer        the same in a network
     dense         `dense_crf`                                   original  the same by pydensecrf, where installed
     densecrf      pydensecrf's classes and methods              utils     its helpers
+    pictures      marginals before and after each iteration
 """
 
 from tinyseg.crf.dense import dense_crf, dense_crf_steps, unary_energies
