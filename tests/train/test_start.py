@@ -1,4 +1,4 @@
-"""Weights to start from: runs, coarser networks, classifiers of PyTorch; what is taken, what said, what refused."""
+"""Weights to start from: runs, coarser networks, classifiers of PyTorch; what is taken, kept, said, refused."""
 
 import dataclasses
 import itertools
@@ -75,6 +75,26 @@ def test_other_classes_keep_their_scorer(tmp_path, settings, tiny):
     assert "not in it, and as they were: classifier" in report.describe()[1]
     fresh = models.create("unet_padded", 3, 4, base=2, depth=1, rng=np.random.default_rng(0)).state_dict()
     same(trainer.network, "classifier.weight", fresh["classifier.weight"])
+
+
+@pytest.mark.parametrize("name", ["unet", "fcn8s"])
+def test_a_crf_starts_behind_a_trained_network(tmp_path, settings, name):
+    small = FCN if name == "fcn8s" else ("model.base=2", "model.depth=1")
+    plain = f"model.name={'unet_padded' if name == 'unet' else name}"
+    train(settings(plain, *small), tmp_path / "first", reporters=[])
+    trained = checkpoint.load(tmp_path / "first" / "best.safetensors").model
+    behind = settings(f"model.name=crf_rnn_{name}", *small, "optim.head_lr=10")
+    trainer, report = started(behind, tmp_path / "first", tmp_path / "second")
+    for key, value in trained.items():
+        if "dropout" not in key:
+            same(trainer.network, f"trunk.{key}", value)
+    assert set(report.kept) == {"crf.smoothness_weight", "crf.appearance_weight", "crf.compatibility"}
+    np.testing.assert_allclose(trainer.network.mean, trainer.labels.mean)
+    trainer.fit()
+    assert not np.array_equal(trainer.network.crf.compatibility.data, -np.eye(6))
+    again, report = started(behind, tmp_path / "second", tmp_path / "third")  # from a CRF-RNN
+    assert report.kept == ()
+    np.testing.assert_array_equal(again.network.crf.compatibility.data, trainer.network.crf.compatibility.data)
 
 
 def test_training_in_stages(tmp_path, settings):

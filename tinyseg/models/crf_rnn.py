@@ -20,10 +20,13 @@ smooth a pole away it has to insist.
     crf_rnn_fcn8s      FCN-8s (`models.fcn`)       3 C²       1,323 for 21
     crf_rnn_unet       U-Net (`models.unet`), padded
 
-The network in front is to be trained before: with random logits there is nothing to sharpen. `net.trunk` is that
-network, `net.crf` the layer (`nn.CRFRNN`):
+The network in front is to be trained before: with random logits there is nothing to sharpen. The few weights of
+the CRF may learn faster. `net.trunk` is the network in front, `net.crf` the layer (`nn.CRFRNN`):
 
-    net = models.create("crf_rnn_unet", classes=11, base=12)
+    tinyseg train camvid --out runs/unet
+    tinyseg train camvid --set model.name=crf_rnn_unet --set model.base=12 --init runs/unet --set optim.head_lr=10
+
+    net = models.create("crf_rnn_unet", classes=11, base=12)                        # or in Python
     net.trunk.load_state_dict(trained_unet.state_dict())
 
 Training unrolls `iterations` = 5, evaluation 10, as published. The kernels see the colours before normalisation,

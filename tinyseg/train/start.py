@@ -7,7 +7,8 @@
 A network built on a trunk needs all of the trunk, under "trunk." or "backbone.", or a classifier with the same
 layers. Of what is behind the trunk each layer is taken that is in the source with the same name and shapes. A
 network without a trunk, as a U-Net, needs every layer but those whose shape depends on the number of classes.
-Where that is not so, nothing is taken, and the error lists what does not fit.
+The trunk of a CRF-RNN is a segmentation network, and a run of that network starts it. Where that is not so,
+nothing is taken, and the error lists what does not fit.
 
 Weights also want their images in a certain form. Those of a run and of files written here say it; of others it
 is known for the names of torchvision. The data is then normalised as the weights want it (`Source.labels`).
@@ -121,6 +122,12 @@ class Source:
         trunk = network.trunk_name()
         if trunk is None:
             return found
+        if isinstance(
+            getattr(network, trunk), SegmentationNetwork
+        ):  # as in front of a CRF: a network in a network
+            within = {f"{trunk}.{name}": given for name, given in found.items()}
+            if all(name in within for name in entries if name.startswith(f"{trunk}.")):
+                return within
         prefix = next((f"{part}." for part in TRUNKS if any(name.startswith(f"{part}.") for name in found)), "")
         inside = {
             f"{trunk}.{name.removeprefix(prefix)}": given
