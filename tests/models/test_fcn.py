@@ -128,13 +128,17 @@ def test_the_scores_fit_every_size(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_it_runs_on_odd_images(variant):
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (33, 46)])
+def test_every_size_and_batch(variant, size):
+    if variant.get("backbone") == "googlenet":
+        size = (30 + size[0], 30 + size[1])
     net = small(**variant)
-    x = np.random.default_rng(0).random((1, 33, 46, 2), np.float32)
-    for training in (True, False):
-        logits = net.train(training)(x)
-        assert logits.shape == (1, 33, 46, 3)
-        assert not logits.data.any()  # the scorers start with zeros
+    for batch in (1, 2):
+        x = np.random.default_rng(0).random((batch, *size, 2), np.float32)
+        for training in (True, False):
+            logits = net.train(training)(x)
+            assert logits.shape == (batch, *size, 3)
+            assert not logits.data.any()  # the scorers start with zeros
 
 
 @pytest.mark.oracle
@@ -269,8 +273,8 @@ def test_errors():
         small(classes=0)
     with pytest.raises(ValueError, match=r"images must have the shape \(N, H, W, 2\), got \(1, 40, 40, 3\)"):
         small()(np.zeros((1, 40, 40, 3), np.float32))
-    with pytest.raises(ValueError, match="image of 20 x 60 pixels is too small"):
-        small(stride=32, backbone="googlenet", padding="same")(np.zeros((1, 20, 60, 2), np.float32))
+    with pytest.raises(ValueError, match=r"image of 30 x 60 pixels is too small.*at least 31 x 31"):
+        small(stride=32, backbone="googlenet", padding="same")(np.zeros((1, 30, 60, 2), np.float32))
     with pytest.raises(ValueError, match=r"FCN-16s on vgg16 starts from a coarser one .* got FCN-8s on vgg16"):
         small(stride=16).start_from(small(stride=8))
     with pytest.raises(ValueError, match="belongs to another network"):
@@ -286,8 +290,10 @@ def test_errors():
     "variant",
     [
         {"stride": 8},
+        {"stride": 8, "at_once": True},
         {"stride": 8, "padding": "same", "learn_upsampling": True},
         {"stride": 16, "padding": "same"},
+        {"stride": 32},
         {"stride": 32, "backbone": "alexnet"},
         {"stride": 32, "backbone": "googlenet", "padding": "same"},
     ],

@@ -52,14 +52,14 @@ def test_valid_input_sides():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 7), (13, 16), (33, 18)])
-def test_padded_variant_answers_for_every_pixel(size):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_padded_variant_answers_for_every_pixel(size, batch):
     net = small_unet("padded")
+    x = np.random.default_rng(0).random((batch, *size, 2), np.float32)
     for training in (True, False):
-        assert net.train(training)(np.random.default_rng(0).random((2, *size, 2), np.float32)).shape == (
-            2,
-            *size,
-            3,
-        )
+        logits = net.train(training)(x)
+        assert logits.shape == (batch, *size, 3)
+        assert np.isfinite(logits.data).all()
 
 
 @pytest.mark.parametrize("variant", ["paper", "release"])
@@ -67,13 +67,17 @@ def test_padded_variant_answers_for_every_pixel(size):
 def test_unpadded_variants_take_any_size_from_the_smallest(variant, size):
     net = small_unet(variant)
     assert net.input_side(1) == 44
-    x = np.random.default_rng(0).random((1, *size, 2), np.float32)
-    assert net(x).shape == (1, *(4 * ((side - 44) // 4) + 4 for side in size), 3)
+    for batch in (1, 2):
+        x = np.random.default_rng(0).random((batch, *size, 2), np.float32)
+        for training in (True, False):
+            logits = net.train(training)(x)
+            assert logits.shape == (batch, *(4 * ((side - 44) // 4) + 4 for side in size), 3)
 
 
-def test_too_small_an_image():
-    with pytest.raises(ValueError, match=r"43 x 60 pixels is too small.*at least 44 x 44.*padded"):
-        small_unet()(np.zeros((1, 43, 60, 2), np.float32))
+@pytest.mark.parametrize("size", [(43, 60), (60, 43)])
+def test_too_small_an_image(size):
+    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels is too small.*at least 44 x 44.*padded"):
+        small_unet()(np.zeros((1, *size, 2), np.float32))
 
 
 @pytest.mark.parametrize("variant", ["paper", "release", "padded"])
