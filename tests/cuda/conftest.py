@@ -24,11 +24,14 @@ class Machine:
     def numbers(self, *shape: int, dtype=np.float64) -> np.ndarray:
         return self.rng.standard_normal(shape).astype(dtype)
 
-    def agree(self, function: Callable, *arrays: np.ndarray, tolerance: dict | None = None) -> list[np.ndarray]:
+    def agree(
+        self, function: Callable, *arrays: np.ndarray, tolerance: dict | None = None, floor: float = 0
+    ) -> list[np.ndarray]:
         """function(*arrays), an array or several, is on the device what the NumPy reference makes of it.
 
         The reference calculates in float64. Numbers may differ by the tolerance of their type, times themselves
-        and times the largest of their array; integers and NaN not at all. Returns the device's results.
+        and times the largest of their array (or `floor`, if that is larger); integers and NaN not at all. Returns
+        the device's results.
         """
         tolerance = TOLERANCE | (tolerance or {})
         with tinyseg.use("numpy"), warnings.catch_warnings():
@@ -44,7 +47,7 @@ class Machine:
             for result, right in zip(results, expected, strict=True):
                 assert (result is None) == (right is None)
                 if result is not None:
-                    _compare(result, np.asarray(right), arrays, tolerance)
+                    _compare(result, np.asarray(right), arrays, tolerance, floor)
             first = first or results
             for result, other in zip(results, first, strict=True):
                 assert result is None or result.tobytes() == other.tobytes(), "the order of threads changes bits"
@@ -56,7 +59,7 @@ def _tuple(results) -> tuple:
     return results if isinstance(results, tuple | list) else (results,)
 
 
-def _compare(result: np.ndarray, right: np.ndarray, arrays: tuple, tolerance: dict) -> None:
+def _compare(result: np.ndarray, right: np.ndarray, arrays: tuple, tolerance: dict, floor: float) -> None:
     assert result.shape == right.shape
     if right.dtype.kind != "f":
         assert result.dtype == right.dtype
@@ -65,7 +68,7 @@ def _compare(result: np.ndarray, right: np.ndarray, arrays: tuple, tolerance: di
     assert result.dtype == next(array.dtype for array in arrays if array.dtype.kind == "f")
     finite = np.abs(right[np.isfinite(right)])
     allowed = tolerance[result.dtype]
-    largest = finite.max() if finite.size else 0.0
+    largest = max(floor, finite.max() if finite.size else 0)
     np.testing.assert_allclose(result, right, rtol=allowed, atol=allowed * largest)
 
 

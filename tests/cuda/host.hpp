@@ -19,10 +19,9 @@
 #include <string.h>
 #include <ucontext.h>
 
-struct Place {
+static struct {
     unsigned x, y, z;
-};
-static Place threadIdx, blockIdx, blockDim, gridDim;
+} threadIdx, blockIdx, blockDim, gridDim;
 
 extern "C" __attribute__((weak, visibility("hidden"))) char __start_tinyseg_shared[], __stop_tinyseg_shared[];
 

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import channel_sums, checks
 
@@ -62,10 +62,13 @@ def _moments_reference(x: Array) -> tuple[Array, Array]:
 
 
 def _forward_reference(
-    x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float, relu: bool
-) -> Array:
+    x: Array, gamma: Array, beta: Array, mean: Array | None, var: Array | None, eps: float, relu: bool
+) -> tuple[Array, Array, Array]:
+    """y, and the statistics used."""
+    if mean is None or var is None:
+        mean, var = _moments_reference(x)
     y = gamma * ((x - mean) * channel_sums.inverse_deviation(var, eps)) + beta
-    return np.maximum(y, 0) if relu else y
+    return np.maximum(y, 0) if relu else y, mean, var
 
 
 def _backward_reference(dy: Array, cache: BatchNormCache, need: Sequence[bool]) -> list[Array | None]:
@@ -96,9 +99,14 @@ def _moments_numba(x: Array) -> tuple[Array, Array]:
     return mean[0].astype(x.dtype), var[0].astype(x.dtype)
 
 
-def _forward_numba(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float, relu: bool) -> Array:
+def _forward_numba(
+    x: Array, gamma: Array, beta: Array, mean: Array | None, var: Array | None, eps: float, relu: bool
+) -> tuple[Array, Array, Array]:
+    if mean is None or var is None:
+        mean, var = _moments_numba(x)
     scale = gamma * channel_sums.inverse_deviation(var, eps)
-    return channel_sums.normalise(_one_set(x), mean[None], scale[None], beta, relu).reshape(x.shape)
+    y = channel_sums.normalise(_one_set(x), mean[None], scale[None], beta, relu)
+    return y.reshape(x.shape), mean, var
 
 
 def _backward_numba(dy: Array, cache: BatchNormCache, need: Sequence[bool]) -> list[Array | None]:
@@ -117,6 +125,49 @@ def _backward_numba(dy: Array, cache: BatchNormCache, need: Sequence[bool]) -> l
         b, d = -a * inverse * mean_gn, -a * mean_g
         dx = channel_sums.input_gradient(dy_pixels, x, y, mean, a[None], b[None], d[None]).reshape(dy.shape)
     return [dx, dgamma.astype(dy.dtype) if need[1] else None, dbeta.astype(dy.dtype) if need[2] else None]
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _one_set_cuda(array: Array) -> Array:
+    """(..., C) -> (1, M, C)"""
+    return cuda.contiguous(array).reshape(1, -1, array.shape[-1])
+
+
+def _forward_cuda(
+    x: Array, gamma: Array, beta: Array, mean: Array | None, var: Array | None, eps: float, relu: bool
+) -> tuple[Array, Array, Array]:
+    """y, and the statistics used."""
+    pixels, gamma, beta = _one_set_cuda(x), cuda.contiguous(gamma), cuda.contiguous(beta)
+    scale = cuda.empty(gamma.shape, x.dtype)
+    if mean is None or var is None:
+        moments = channel_sums.moments_cuda(pixels)
+        mean, var = cuda.empty(gamma.shape, x.dtype), cuda.empty(gamma.shape, x.dtype)
+        numbers = (eps, gamma.size)
+        _cuda.launch("batch_norm_of_batch", *moments, gamma, *numbers, mean, var, scale, threads=gamma.size)
+    else:
+        mean, var = cuda.contiguous(mean), cuda.contiguous(var)
+        _cuda.launch("batch_norm_scale", var, gamma, eps, gamma.size, scale, threads=gamma.size)
+    return channel_sums.normalise_cuda(pixels, mean, scale, beta, relu).reshape(x.shape), mean, var
+
+
+def _backward_cuda(dy: Array, cache: BatchNormCache, need: Sequence[bool]) -> list[Array | None]:
+    dy_pixels, x, gamma = _one_set_cuda(dy), _one_set_cuda(cache.x), cuda.contiguous(cache.gamma)
+    y = None if cache.y is None else _one_set_cuda(cache.y)
+    dgamma, dbeta, a, b, d = (cuda.empty(gamma.shape, gamma.dtype) for _ in range(5))
+    total = product = None
+    if cache.of_batch or need[1] or need[2]:
+        total, product = channel_sums.gradient_sums_cuda(dy_pixels, x, y, cache.mean)
+    arrays, numbers = (total, product, cache.var, gamma), (cache.eps, x.shape[1], cache.of_batch, gamma.size)
+    results = (dgamma, dbeta, a, b, d)
+    _cuda.launch("batch_norm_gradients", *arrays, *numbers, *results, threads=gamma.size)
+    dx = None
+    if need[0]:
+        dx = channel_sums.input_gradient_cuda(dy_pixels, x, y, cache.mean, a, b, d).reshape(dy.shape)
+    return [dx, dgamma if need[1] else None, dbeta if need[2] else None]
 
 
 # ------------------------------------------------------------------------------------------------------- public
@@ -152,15 +203,9 @@ def batch_norm(
             checks.shape("batch_norm", name, array, x.shape[-1:], f"one for each channel of x {x.shape}")
     if not eps >= 0:
         raise ValueError(f"batch_norm: eps must be 0 or more, got {eps}")
-    of_batch = mean is None
-    if mean is None or var is None:
-        moments = backend.choose(x, numpy=_moments_reference, numba=_moments_numba)
-        used_mean, used_var = moments(x)
-    else:
-        used_mean, used_var = mean, var
-    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba)
-    y = forward(x, gamma, beta, used_mean, used_var, eps, relu)
-    return y, BatchNormCache(x, gamma, used_mean, used_var, y if relu else None, eps, of_batch)
+    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba, cuda=_forward_cuda)
+    y, used_mean, used_var = forward(x, gamma, beta, mean, var, eps, relu)
+    return y, BatchNormCache(x, gamma, used_mean, used_var, y if relu else None, eps, mean is None)
 
 
 def batch_norm_backward(
@@ -168,5 +213,5 @@ def batch_norm_backward(
 ) -> tuple[Array | None, ...]:
     """The gradients (dx, dgamma, dbeta), of the shapes of x, gamma and beta."""
     checks.upstream("batch_norm_backward", dy, cache.x.shape, cache.x.dtype)
-    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba)
+    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
     return tuple(backward(dy, cache, need))

@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array, kernel, prange
+from tinyseg.ops import sums
 
 CHUNK_ELEMENTS = 16384
 MAX_CHUNKS = 64
@@ -161,3 +163,63 @@ def _rows(array: Array) -> Array:
 
 def _as_type_of(x: Array, array: Array) -> Array:
     return np.require(array, x.dtype, ["C", "W"])  # writable, too: Numba compiles read-only arrays anew
+
+
+# ---------------------------------------------------------- CUDA launchers, which do the same for arrays on the GPU
+
+_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+
+
+def moments_cuda(x: Array) -> tuple[Array, Array]:
+    sets, pixels, channels = x.shape
+    partial, options = _sums_of_chunks("moments_chunks", x, x)
+    mean, var = (cuda.empty((sets, channels), np.dtype(np.float64)) for _ in range(2))
+    numbers = (mean.size, pixels, channels, partial.shape[1])
+    _cuda.launch("moments", partial, x, *numbers, mean, var, threads=32 * mean.size, **options)
+    return mean, var
+
+
+def normalise_cuda(x: Array, mean: Array, scale: Array, beta: Array, relu: bool) -> Array:
+    y = cuda.empty(x.shape, x.dtype)
+    numbers, options = _pixel_by_pixel(x)
+    _cuda.launch("normalise", x, mean, scale, beta, relu, *numbers, y, **options)
+    return y
+
+
+def gradient_sums_cuda(dy: Array, x: Array, y: Array | None, mean: Array) -> tuple[Array, Array]:
+    sets, _, channels = x.shape
+    partial, options = _sums_of_chunks("gradient_chunks", x, dy, x, y, mean)
+    total, product = (cuda.empty((sets, channels), np.dtype(np.float64)) for _ in range(2))
+    numbers = (total.size, channels, partial.shape[1])
+    _cuda.launch("gradient_sums", partial, *numbers, total, product, threads=32 * total.size, **options)
+    return total, product
+
+
+def input_gradient_cuda(dy: Array, x: Array, y: Array | None, mean: Array, a: Array, b: Array, d: Array) -> Array:
+    dx = cuda.empty(x.shape, x.dtype)
+    numbers, options = _pixel_by_pixel(x)
+    _cuda.launch("input_gradient", dy, x, y, mean, a, b, d, *numbers, dx, **options)
+    return dx
+
+
+def _sums_of_chunks(kernel: str, x: Array, *arrays: Array | None) -> tuple[Array, dict]:
+    """Two sums for each chunk of pixels and each channel, (L, chunks, 2, C), and the kernels' configuration."""
+    sets, pixels, channels = x.shape
+    options = _width(channels)
+    width, tiles, chunks = sums.split(sets, pixels, channels // options["WIDTH"])
+    partial = cuda.empty((sets, chunks, 2, channels), np.dtype(np.float64))
+    blocks = (chunks, tiles, sets)
+    _cuda.launch(kernel, *arrays, pixels, channels, width, partial, blocks=blocks, **options)
+    return partial, options
+
+
+def _pixel_by_pixel(x: Array) -> tuple[tuple[int, int, int], dict]:
+    """The sizes that element-wise kernels take, and the options of their launch."""
+    sets, pixels, channels = x.shape
+    options = _width(channels)
+    return (sets * pixels, pixels, channels), options | {"threads": x.size // options["WIDTH"]}
+
+
+def _width(channels: int) -> dict[str, int]:
+    """How many channels a thread takes at once."""
+    return {"WIDTH": 4 if channels % 4 == 0 else 1}

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import channel_sums, checks
 
@@ -121,6 +121,54 @@ def _backward_numba(dy: Array, cache: GroupNormCache, need: Sequence[bool]) -> l
     return [dx, dgamma, dbeta]
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _images_cuda(array: Array) -> Array:
+    """(N, ..., C) -> (N, M, C)"""
+    return cuda.contiguous(array).reshape(array.shape[0], -1, array.shape[-1])
+
+
+def _forward_cuda(x: Array, gamma: Array, beta: Array, groups: int, eps: float) -> tuple[Array, Array, Array]:
+    images, gamma, beta = _images_cuda(x), cuda.contiguous(gamma), cuda.contiguous(beta)
+    N, C = x.shape[0], x.shape[-1]
+    mean, var = (cuda.empty((N, groups), x.dtype) for _ in range(2))
+    centre, scale = (cuda.empty((N, C), x.dtype) for _ in range(2))
+    numbers = (eps, mean.size, C // groups, C)
+    moments, results = channel_sums.moments_cuda(images), (mean, var, centre, scale)
+    _cuda.launch("group_norm_statistics", *moments, gamma, *numbers, *results, threads=32 * mean.size)
+    y = channel_sums.normalise_cuda(images, centre, scale, beta, relu=False)
+    return y.reshape(x.shape), mean, var
+
+
+def _backward_cuda(dy: Array, cache: GroupNormCache, need: Sequence[bool]) -> list[Array | None]:
+    x, dy_images, gamma = _images_cuda(cache.x), _images_cuda(dy), cuda.contiguous(cache.gamma)
+    (N, M, C), groups, dtype = x.shape, cache.mean.shape[1], dy.dtype
+    size = C // groups
+    centre = _to_channels_cuda(cache.mean, C)
+    total, product = channel_sums.gradient_sums_cuda(dy_images, x, None, centre)
+    dx = None
+    if need[0]:
+        a, b, d = (cuda.empty((N, C), dtype) for _ in range(3))
+        arrays, numbers = (total, product, cache.var, gamma), (cache.eps, M, N * groups, size, C)
+        _cuda.launch("group_norm_coefficients", *arrays, *numbers, a, b, d, threads=32 * N * groups)
+        dx = channel_sums.input_gradient_cuda(dy_images, x, None, centre, a, b, d).reshape(dy.shape)
+    dgamma, dbeta = (cuda.empty((C,), dtype) for _ in range(2))
+    arrays, numbers = (total, product, cache.var), (cache.eps, N, size, C)
+    _cuda.launch("group_norm_parameters", *arrays, *numbers, dgamma, dbeta, threads=C)
+    return [dx, dgamma if need[1] else None, dbeta if need[2] else None]
+
+
+def _to_channels_cuda(of_groups: Array, channels: int) -> Array:
+    """(N, G) -> (N, C)"""
+    of_channels = cuda.empty((of_groups.shape[0], channels), of_groups.dtype)
+    size = channels // of_groups.shape[1]
+    _cuda.launch("to_channels", of_groups, of_channels.size, size, of_channels, threads=of_channels.size)
+    return of_channels
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -144,7 +192,7 @@ def group_norm(
         )
     if not eps >= 0:
         raise ValueError(f"group_norm: eps must be 0 or more, got {eps}")
-    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba)
+    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba, cuda=_forward_cuda)
     y, mean, var = forward(x, gamma, beta, groups, eps)
     return y, GroupNormCache(x, gamma, mean, var, eps)
 
@@ -154,5 +202,5 @@ def group_norm_backward(
 ) -> tuple[Array | None, ...]:
     """The gradients (dx, dgamma, dbeta), of the shapes of x, gamma and beta."""
     checks.upstream("group_norm_backward", dy, cache.x.shape, cache.x.dtype)
-    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba)
+    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
     return tuple(backward(dy, cache, need))

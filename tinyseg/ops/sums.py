@@ -3,8 +3,8 @@
     y[l, c] = factor * sum over m of  x[l, m, c]            x (L, M, C),  y (L, C)
 
 Any run of neighbouring axes can be the middle one, so this makes bias gradients (L = 1), means over an image
-(L = N) and sums over channels (C = 1). M is split into chunks, by the shape alone, which blocks of threads sum apart in
-float64; a second kernel adds the chunks. Nothing depends on which block is done first: same bits every run.
+(L = N) and sums over channels (C = 1). M is split into chunks, by the shape alone, which blocks of threads sum
+apart in float64; a second kernel adds the chunks. Whichever block is done first, the bits are the same.
 """
 
 import numpy as np
