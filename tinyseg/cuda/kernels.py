@@ -39,10 +39,19 @@ class KernelFile:
         _cuda.launch("normalise", x, y, pixels, threads=..., WIDTH=4)
 
     scalars: "double" is left out by a file that is for one type only.
+    headers: files beside it that several files of kernels share, put before its text.
     """
 
-    def __init__(self, beside: str, *, scalars: Sequence[str] = ("float", "double"), **choices: Sequence):
+    def __init__(
+        self,
+        beside: str,
+        *,
+        scalars: Sequence[str] = ("float", "double"),
+        headers: Sequence[str] = (),
+        **choices: Sequence,
+    ):
         self.path = Path(beside).with_suffix(".cu")
+        self.headers = headers
         self.choices: dict[str, Sequence] = {"SCALAR": scalars, **choices}
         self._modules: dict[tuple[device.Device, Configuration], Any] = {}
         FILES.append(self)
@@ -63,7 +72,10 @@ class KernelFile:
     def source(self, configuration: Configuration) -> str:
         """The whole text that is compiled."""
         defines = "".join(f"#define {name} {value}\n" for name, value in configuration)
-        return f'{defines}#line 1 "common.cuh"\n{_common()}\n#line 1 "{self.path.name}"\n{self.text}'
+        parts = {"common.cuh": _common()}
+        parts |= {name: self.path.with_name(name).read_text() for name in self.headers}
+        parts |= {self.path.name: self.text}
+        return defines + "".join(f'#line 1 "{name}"\n{text}\n' for name, text in parts.items())
 
     def launch(
         self,

@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import backend
 from tinyseg.backend import Array
-from tinyseg.ops import checks, geometry
+from tinyseg.ops import checks, geometry, sums
 from tinyseg.ops.conv2d import algorithms
 from tinyseg.ops.geometry import PaddingLike, Pair, Window
 
@@ -61,7 +62,8 @@ def conv2d(
     padding: zeros around the image: a number, (height, width), (top, bottom, left, right), or "same" for
         ceil(H / stride) output rows.
     groups: both channel axes are split into so many runs that do not see each other; `groups=C` is depthwise.
-    algo: "auto", or "patches" (matrix products), "direct" (loops), "reference" (NumPy, the definition).
+    algo: "auto", or on the CPU "patches" (matrix products), "direct" (loops), "reference" (NumPy, the definition),
+        on the GPU "implicit_gemm" (matrix products).
 
     Returns y (N, P, Q, O), of the type of x. Raises ValueError or TypeError for shapes and types that do not fit.
 
@@ -98,7 +100,16 @@ def conv2d_backward(
 
 def bias_gradient(dy: Array) -> Array:
     """The sum over all pixels of dy (N, P, Q, O): in float64, since a float32 sum of a million terms drifts."""
+    return backend.choose(dy, numpy=_pixel_sum, numba=_pixel_sum, cuda=_pixel_sum_cuda)(dy)
+
+
+def _pixel_sum(dy: Array) -> Array:
     return dy.sum(axis=(0, 1, 2), dtype=np.float64).astype(dy.dtype)
+
+
+def _pixel_sum_cuda(dy: Array) -> Array:
+    pixels = dy.shape[0] * dy.shape[1] * dy.shape[2]
+    return sums.over_middle(dy, 1, pixels, dy.shape[3]).reshape(-1)
 
 
 def check_groups(operator: str, groups: int, channels: int, out_channels: int, in_group: int) -> None:

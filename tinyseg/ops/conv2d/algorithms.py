@@ -9,19 +9,30 @@ A faster convolution is added here: one more module, one more name, and a line i
 
 from types import ModuleType
 
+import numpy as np
+
 from tinyseg import backend
 from tinyseg.backend import Array
-from tinyseg.ops.conv2d import direct, patches, reference
+from tinyseg.ops.conv2d import direct, implicit_gemm, patches, reference
 
 ALGORITHMS = {"reference": reference, "direct": direct, "patches": patches}
+GPU_ALGORITHMS = {"implicit_gemm": implicit_gemm}
 
 
 def choose(algo: str, x: Array, w: Array, groups: int) -> ModuleType:
     """The module for `algo`, or for "auto" the one that suits the backend and the weights (R, S, C/G, O)."""
     if algo != "auto":
-        if algo not in ALGORITHMS:
-            raise ValueError(f"conv2d: unknown algo {algo!r}; choose 'auto' or one of {sorted(ALGORITHMS)}")
-        return ALGORITHMS[algo]
+        return _named(algo, x)
     # With fewer than 8 channels on either side of a group, a matrix product spends its time on copying.
     small_groups = groups > 1 and min(w.shape[2], w.shape[3] // groups) < 8
-    return backend.choose(x, numpy=reference, numba=direct if small_groups else patches)
+    return backend.choose(x, numpy=reference, numba=direct if small_groups else patches, cuda=implicit_gemm)
+
+
+def _named(algo: str, x: Array) -> ModuleType:
+    on_gpu = not isinstance(x, np.ndarray)
+    here, elsewhere = (GPU_ALGORITHMS, ALGORITHMS) if on_gpu else (ALGORITHMS, GPU_ALGORITHMS)
+    if algo in here:
+        return here[algo]
+    where = "GPU" if on_gpu else "CPU"
+    problem = f"algo {algo!r} is not for arrays on the {where}" if algo in elsewhere else f"unknown algo {algo!r}"
+    raise ValueError(f"conv2d: {problem}; choose 'auto' or one of {sorted(here)}")
