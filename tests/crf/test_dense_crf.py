@@ -253,6 +253,14 @@ def test_memory_is_said_beforehand(toy, method):
         crf.dense_crf(*toy, method=method, memory_limit=1000)
 
 
+def test_memory_of_the_vertices_is_said_before_they_get_values(toy, monkeypatch):
+    monkeypatch.setattr(memory, "estimate", lambda *_: memory.Memory(0, 0))
+    with pytest.raises(
+        MemoryError, match=r"3 labels on lattices of \d+ vertices need .* GiB, and 0.0 GiB are free"
+    ):
+        crf.dense_crf(*toy, memory_limit=1000)
+
+
 def test_memory_of_a_large_photograph(toy):
     with pytest.raises(MemoryError, match=r"24 x 20 pixels with 3 labels need .* GiB, and 0.0 GiB are free"):
         crf.dense_crf(*toy, memory_limit=1000)

@@ -1,6 +1,6 @@
 """`dense_crf`: an image and a network's probabilities in, better probabilities out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -69,7 +69,7 @@ def dense_crf(
     if backend == "pydensecrf":
         q = original.dense_crf(image, unary, chosen)
     else:
-        q = infer(unary, *_model(image, chosen, method), chosen.iterations)
+        q = infer(unary, *_model(image, chosen, method, unary.shape[1], memory_limit), chosen.iterations)
     return _as_scores(q, image, layout)
 
 
@@ -90,7 +90,8 @@ def dense_crf_steps(
     """
     chosen = parameters(preset, **changes)
     image, unary = _arguments(image, scores, layout, given, method, memory_limit)
-    steps = iterate(unary, *_model(image, chosen, method), chosen.iterations)
+    model = _model(image, chosen, method, unary.shape[1], memory_limit)
+    steps = iterate(unary, *model, chosen.iterations)
     return (_as_scores(q.copy(), image, layout) for q in steps)
 
 
@@ -107,10 +108,14 @@ def _arguments(
     return image, unary_energies((height, width), scores, layout, given)
 
 
-def _model(image: Array, chosen: Parameters, method: Method) -> tuple[list[Array], list[Normalised]]:
+def _model(
+    image: Array, chosen: Parameters, method: Method, labels: int, limit: int | None
+) -> tuple[list[Array], list[Normalised]]:
     """Couplings and filters."""
     couplings = [potts(chosen.smoothness_weight), potts(chosen.appearance_weight)]
-    return couplings, [Normalised(kernel, chosen.normalisation) for kernel in kernels(image, chosen, method)]
+    filters = [Normalised(kernel, chosen.normalisation) for kernel in kernels(image, chosen, method)]
+    check_vertices("dense_crf", filters, labels, limit)
+    return couplings, filters
 
 
 def _as_scores(q: Array, image: Array, layout: Layout) -> Array:
@@ -242,3 +247,14 @@ def check_memory(operator: str, what: str, need: memory.Memory, limit: int | Non
             f"{operator}: {what} need {need}, and {free / 2**30:.1f} GiB are free; work on a smaller image, on "
             "parts of it, or with fewer labels"
         )
+
+
+def check_vertices(operator: str, filters: Sequence[Normalised], labels: int, limit: int | None = None) -> None:
+    """The same for the values of lattices, once they are made: sizes alone do not tell their vertices."""
+    lattices = [f.kernel for f in filters if isinstance(f.kernel, LatticeFilter)]
+    if lattices:
+        rows = sum(lattice.vertices for lattice in lattices)
+        corners = sum(lattice.weight.size for lattice in lattices)
+        need = memory.NUMBER * ((lattices[0].points + rows) * max(labels, 8) + 2 * corners)
+        what = f"{labels} labels on lattices of {rows} vertices"
+        check_memory(operator, what, memory.Memory(need, need), limit)

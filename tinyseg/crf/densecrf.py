@@ -24,7 +24,7 @@ import numpy as np
 
 from tinyseg.backend import Array
 from tinyseg.crf import memory, original
-from tinyseg.crf.dense import check_memory, finite_energies
+from tinyseg.crf.dense import check_memory, check_vertices, finite_energies
 from tinyseg.crf.energy import pydensecrf_kl
 from tinyseg.crf.features import bilateral_features, position_features
 from tinyseg.crf.filters import NORMALISATIONS, Normalised
@@ -191,6 +191,7 @@ class DenseCRF:
         niter = self._whole("niter", niter)
         if self._backend == "pydensecrf":
             return original.infer(self._unary, self._compatibilities, self._features, self._modes, niter).T
+        check_vertices(self._name, self._filters, self._labels)
         return infer(self._unary, self._couplings, self._filters, niter).T
 
     def startInference(self) -> tuple[Array, Array, Array]:
