@@ -86,6 +86,24 @@ def test_ten_iterations_against_pydensecrf(pydensecrf, toy, preset, normalisatio
     assert abs(reference - theirs).max() < 1e-3
 
 
+@pytest.mark.oracle
+@pytest.mark.usefixtures("pydensecrf")
+@pytest.mark.parametrize("preset", list(crf.PRESETS))
+def test_photographs_against_pydensecrf(real_data, preset, rng):
+    from PIL import Image
+
+    image = np.array(Image.open(real_data / "others" / "crf_examples" / "im2.png").convert("RGB"))
+    probabilities = rng.dirichlet([1, 1, 1, 1], image.shape[:2]) * [1, 1, 2, 1]
+    probabilities[:90, :, 0] *= 2
+    probabilities[90:, :, 1] *= 2
+    probabilities /= probabilities.sum(axis=2, keepdims=True)
+    theirs = crf.dense_crf(image, probabilities, preset, backend="pydensecrf")
+    ours = crf.dense_crf(image, probabilities, preset)
+    assert abs(ours - theirs).mean() < 1e-5
+    assert agreement(ours, theirs) >= 0.999
+    assert agreement(ours, probabilities) < 0.9, "there is something to agree about"
+
+
 def test_it_repairs_a_noisy_segmentation(toy):
     image, probabilities = toy
     truth = brute_force(image, probabilities, crf.parameters(iterations=10)).argmax(axis=-1)
