@@ -258,6 +258,40 @@ def test_eval_agrees_with_the_training_run(run, trained):
     assert json.loads(run("eval", trained, "--split", "test", "--json")[1])["mean_iou"] != scores["mean_iou"]
 
 
+def test_eval_and_predict_average_over_views(run, trained, rng):
+    plain, averaged = (
+        json.loads(run("eval", trained, "--json", *words)[1])
+        for words in ((), ("--scales", "0.5,1,1.5", "--flip", "--average", "logits"))
+    )
+    assert plain["mean_iou"] != averaged["mean_iou"]
+    code, _, error = run("eval", trained, "--window", 12, "--stride", 4)
+    assert code == 0, error
+    Path("pictures").mkdir()
+    Image.fromarray(rng.integers(0, 256, (20, 17, 3), np.uint8)).save("pictures/one.png")
+    for words in (["--scales", "0.5,1", "--flip"], ["--window", "12,16"], ["--tile", 8]):
+        code, _, error = run("predict", trained, "pictures", *words)
+        assert code == 0, error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scales", "half"], "--scales must be numbers with commas, such as 0.5,0.75,1; got 'half'"),
+        (["--scales", "0"], "scales must be one or more positive numbers, got (0.0,)"),
+        (["--window", "a"], "--window must be one whole number, or HEIGHT,WIDTH; got 'a'"),
+        (["--window", "1,2,3"], "--window must be one whole number"),
+        (["--window", "8", "--tile", "8"], "an image is cut into tiles or into windows, not both"),
+        (["--stride", "8"], "stride is that of a window"),
+        (["--average", "mean"], "average must be one of probabilities, logits, maximum; got 'mean'"),
+        (["--output-stride", "8"], "unet_padded has one output stride only"),
+    ],
+)
+def test_views_that_make_no_sense(run, trained, words, message):
+    refused(run("eval", trained, *words), message)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("one.png")
+    refused(run("predict", trained, "one.png", *words), message)
+
+
 def test_eval_of_what_is_not_there(run, trained):
     refused(run("eval", "runs/other"), "there is no run folder runs/other; there are: runs/shapes")
     refused(run("eval", trained, "--split", "tset"), "did you mean 'test'?")

@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from tinyseg.data import files as image_files
+from tinyseg.models.inference import predict_logits
 from tinyseg.train import config, prediction, train
-from tinyseg.train.errors import CheckpointError, RunFolderError, UserError
+from tinyseg.train.errors import CheckpointError, RunFolderError, SettingError, UserError
+from tinyseg.train.evaluation import normalised
 
 
 @pytest.fixture
@@ -66,6 +68,43 @@ def test_tiles_with_enough_context_change_nothing(tmp_path, trained, images):
     inner = (slice(12, -12), slice(12, -12))  # mirrored borders differ from zeros
     masks = [image_files.read_mask(result.masks[0])[inner] for result in (whole, tiled)]
     np.testing.assert_array_equal(*masks)
+
+
+def test_options_of_inference_are_handed_on(tmp_path, trained, images):
+    network, found = prediction.load(trained)
+    options = {"scales": (0.5, 1.0, 1.5), "flip": True, "window": (13, 16), "stride": 5, "average": "logits"}
+    prediction.predict(trained, [images / "colour.jpg"], tmp_path / "out", overlays=False, **options)
+    image = image_files.read_image(images / "colour.jpg")
+    logits = predict_logits(network, normalised(image, found.labels), **options)
+    mask = image_files.read_mask(tmp_path / "out" / "masks" / "colour.png")
+    np.testing.assert_array_equal(mask, logits.argmax(axis=-1))
+    with pytest.raises(SettingError, match=r"^an image is cut into tiles or into windows, not both"):
+        prediction.predict(trained, [images], tmp_path / "other", tile=8, window=8)
+    assert not (tmp_path / "other").exists()
+
+
+def test_large_images_are_predicted_in_tiles(monkeypatch, rng):
+    monkeypatch.setattr(prediction, "LARGE", 300)
+    large, small = np.zeros((20, 16, 3), np.uint8), np.zeros((20, 15, 3), np.uint8)
+    assert prediction._in_tiles(large, {"flip": True}) == {"flip": True, "tile": 512, "margin": 64}
+    assert prediction._in_tiles(small, {"flip": True}) == {"flip": True}
+    assert prediction._in_tiles(large, {"window": 8}) == {"window": 8}
+    assert prediction._in_tiles(small, {"tile": 8, "margin": 3}) == {"tile": 8, "margin": 3}
+
+
+def test_another_output_stride_than_in_training(tmp_path, tiny, trained):
+    options = ["model.name=deeplab_v3_resnet50", "model.backbone=resnet18", "model.width=0.0625"]
+    train(
+        config.override(tiny, [*options, "train.epochs=1", "data.train.length=2"]), tmp_path / "v3", reporters=[]
+    )
+    image = np.random.default_rng(0).standard_normal((33, 49, 3)).astype(np.float32)
+    coarse, fine = (prediction.load(tmp_path / "v3", output_stride=stride)[0] for stride in (None, 8))
+    assert coarse.scores(image[None]).shape[1:3] == (3, 4)
+    assert fine.scores(image[None]).shape[1:3] == (5, 7)
+    with pytest.raises(SettingError, match=r"output_stride must be one of 32, 16, 8; got 4"):
+        prediction.load(tmp_path / "v3", output_stride=4)
+    with pytest.raises(SettingError, match="unet_padded has one output stride only; those of DeepLab v3 and v3"):
+        prediction.load(trained, output_stride=8)
 
 
 def test_a_bad_file_does_not_stop_the_others(tmp_path, trained, images):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tinyseg.cli.crf import Changes, Preset
+from tinyseg.cli.inference import Average, Flip, OutputStride, Scales, Stride, Tile, Window, inference_options
 
 
 def command(
@@ -19,9 +20,13 @@ def command(
     weights: Annotated[str, typer.Option("--weights", help="Of a run: best or last.")] = "best",
     boundary: Annotated[bool, typer.Option("--boundary", help="Also the boundary F-score.")] = False,
     trimap: Annotated[bool, typer.Option("--trimap", help="Also the accuracy in bands along boundaries.")] = False,
-    tile: Annotated[
-        int | None, typer.Option("--tile", metavar="PIXELS", help="Predict squares of this side, to save memory.")
-    ] = None,
+    tile: Tile = None,
+    scales: Scales = "1",
+    flip: Flip = False,
+    window: Window = None,
+    stride: Stride = None,
+    average: Average = "probabilities",
+    output_stride: OutputStride = None,
     crf: Preset = None,
     crf_set: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of tables.")] = False,
@@ -29,10 +34,12 @@ def command(
     """Measure a trained network on a data set.
 
     Every image is predicted in full size; the counts are summed over the
-    whole split before any score is worked out.
+    whole split before any score is worked out. Papers often average over
+    several sizes, mirror images and windows, and so can this.
 
     [bold]tinyseg eval runs/shapes[/]
     [bold]tinyseg eval runs/camvid --split test --boundary[/]
+    [bold]tinyseg eval runs/deeplab --output-stride 8 --scales 0.5,0.75,1,1.25,1.5,1.75 --flip[/]
     [bold]tinyseg eval runs/camvid --trimap --crf deeplab_v1[/]
     """
     import dataclasses
@@ -48,10 +55,9 @@ def command(
 
     if weights not in ("best", "last"):
         raise SettingError(f"--weights must be best or last, got {weights!r}")
-    if tile is not None and tile < 1:
-        raise SettingError(f"--tile must be 1 or more, got {tile}")
+    options = inference_options(tile, scales, flip, window, stride, average)
     parameters = crf_parameters(crf, crf_set or ())
-    network, found = load(run, weights)
+    network, found = load(run, weights, output_stride=output_stride)
     config = found.config
     if data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(data)))
@@ -68,9 +74,9 @@ def command(
             found.labels,
             boundary=boundary,
             trimap=trimap,
-            tile=tile,
             crf=parameters,
             progress=progress,
+            **options,
         )
     assert scores is not None
     if as_json:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tinyseg.cli.crf import Changes, Preset
+from tinyseg.cli.inference import Average, Flip, OutputStride, Scales, Stride, Tile, Window, inference_options
 
 
 def command(
@@ -17,14 +18,13 @@ def command(
     ] = None,
     weights: Annotated[str, typer.Option("--weights", help="Of a run: best or last.")] = "best",
     overlays: Annotated[bool, typer.Option(help="Also write the masks laid over the images.")] = True,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            "--tile",
-            metavar="PIXELS",
-            help="Predict squares of this side, to save memory; else only large images.",
-        ),
-    ] = None,
+    tile: Tile = None,
+    scales: Scales = "1",
+    flip: Flip = False,
+    window: Window = None,
+    stride: Stride = None,
+    average: Average = "probabilities",
+    output_stride: OutputStride = None,
     crf: Preset = None,
     crf_set: Changes = None,
 ) -> None:
@@ -33,11 +33,12 @@ def command(
     Writes FOLDER/masks/NAME.png, whose pixels are class numbers shown in
     the classes' colours, and FOLDER/overlays/NAME.png. Images may have any
     size, and be grey or coloured: they are brought to what the network was
-    trained with. A file that cannot be read is reported at the end; the
-    others are done all the same.
+    trained with. Large ones are predicted in tiles. A file that cannot be
+    read is reported at the end; the others are done all the same.
 
     [bold]tinyseg predict runs/camvid holiday/*.jpg --out segmented[/]
     [bold]tinyseg predict runs/camvid holiday --crf deeplab_v1[/]
+    [bold]tinyseg predict runs/camvid holiday --scales 0.75,1,1.25 --flip[/]
     """
     from rich.console import Console
     from rich.text import Text
@@ -49,8 +50,7 @@ def command(
 
     if weights not in ("best", "last"):
         raise SettingError(f"--weights must be best or last, got {weights!r}")
-    if tile is not None and tile < 1:
-        raise SettingError(f"--tile must be 1 or more, got {tile}")
+    options = inference_options(tile, scales, flip, window, stride, average)
     if out is None:
         folder = Path(run).parent if run.endswith(".safetensors") else Path(run)
         out = folder / "predictions"
@@ -58,7 +58,15 @@ def command(
     images = list_images(paths)
     with progress_bar("predicting") as progress:
         result = predict(
-            run, images, out, weights=weights, overlays=overlays, tile=tile, crf=parameters, progress=progress
+            run,
+            images,
+            out,
+            weights=weights,
+            output_stride=output_stride,
+            overlays=overlays,
+            crf=parameters,
+            progress=progress,
+            **options,
         )
     typer.echo(f"{len(result.masks)} of {len(images)} images segmented")
     if result.masks:

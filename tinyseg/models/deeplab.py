@@ -40,6 +40,7 @@ class DeepLab(SegmentationNetwork):
     """
 
     output_stride: int
+    align_corners = True
     paper_rates = LearningRates(bias=2.0)
 
     def scores(self, x: Input) -> Tensor:

@@ -295,6 +295,7 @@ class FastFCN(SegmentationNetwork):
     rng               draws the initial weights
     """
 
+    align_corners = True
     paper_rates = LearningRates(head=10.0)
 
     def __init__(

@@ -106,6 +106,7 @@ class FCN(SegmentationNetwork):
     rng               draws the initial weights
     """
 
+    align_corners = False  # a bilinear kernel of twice the stride does the same
     paper_rates = LearningRates(bias=2.0)
     classifier_names = (("classifier.0", "fc6"), ("classifier.3", "fc7"))  # of VGG-16
 

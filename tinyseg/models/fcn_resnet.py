@@ -61,6 +61,8 @@ class DilatedResNet(SegmentationNetwork):
     rng               draws the initial weights
     """
 
+    align_corners = False
+
     def __init__(
         self,
         in_channels: int = 3,

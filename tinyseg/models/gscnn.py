@@ -183,6 +183,8 @@ class GSCNN(SegmentationNetwork):
     rng           draws the initial weights, and the seed of the dual-task loss's noise
     """
 
+    align_corners = False  # of the logits; maps inside the network are enlarged with aligned corners
+
     def __init__(
         self,
         in_channels: int = 3,

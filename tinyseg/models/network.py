@@ -78,6 +78,7 @@ class SegmentationNetwork(nn.Module):
     in_channels: int
     classes: int
     context: int = 0
+    align_corners: bool | None = None  # of the bilinear enlargement of the scores; None where there is none
     paper_rates: LearningRates = LearningRates()  # as the network was trained for its paper, from a trained trunk
     classifier_names: tuple[
         tuple[str, str], ...

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -10,10 +10,11 @@ from tinyseg import metrics
 from tinyseg.crf import Parameters
 from tinyseg.data import Dataset, Sample, as_float
 from tinyseg.data.sample import DataError
-from tinyseg.models import SegmentationNetwork
-from tinyseg.models.inference import predict_logits
+from tinyseg.models import SegmentationNetwork, inference
+from tinyseg.models.inference import Options, predict_logits
 from tinyseg.tape import Tensor, no_grad
 from tinyseg.train.checkpoint import Labels
+from tinyseg.train.errors import SettingError
 from tinyseg.train.loss import PixelLoss
 from tinyseg.train.refinement import refined
 
@@ -37,23 +38,25 @@ def evaluate(
     loss: PixelLoss | None = None,
     boundary: bool = False,
     trimap: bool = False,
-    tile: int | None = None,
-    margin: int = 0,
     crf: Parameters | None = None,
     keep: int = 0,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
+    **options: Unpack[Options],
 ) -> Scores | None:
     """Predict every image of a data set and compare with its mask.
 
     labels    the classes and the input convention that the network was trained with
     boundary  also measure the boundary F-score; `trimap` the accuracy near boundaries
-    tile      answer for squares of this side at a time, to bound the memory (see `models.inference`)
     crf       of a dense CRF that has the last word; the loss is that of the network alone
     keep      return so many examples, spread evenly over the data set
     stop      asked before each image; when it answers true the result is None
     progress  told (images done, images in all) after each image
+    options   of `models.inference.predict_logits`: tiles, windows, scales, mirror images
+
+    Raises `SettingError` for options that do not go with the network.
     """
+    check_options(network, options)
     count, ignore = len(labels.classes), labels.ignore_label
     scores = Scores(metrics.ConfusionMatrix(count, ignore))
     scores.boundary = metrics.BoundaryFScore(count, ignore) if boundary else None
@@ -66,7 +69,7 @@ def evaluate(
         sample = dataset[index]
         if sample.mask is None:
             raise DataError(f"{sample.name}: has no mask, so there is nothing to compare with")
-        logits = predict_logits(network, normalised(sample.image, labels), tile=tile, margin=margin)
+        logits = predict_logits(network, normalised(sample.image, labels), **options)
         scored = logits if crf is None else refined(sample.image, logits, crf)
         prediction = scored.argmax(axis=-1).astype(np.uint8 if count <= 256 else np.int32)  # H W
         for measure in (scores.confusion, scores.boundary, scores.trimap):
@@ -81,6 +84,14 @@ def evaluate(
     if losses:
         scores.loss = float(np.mean(losses))
     return scores
+
+
+def check_options(network: SegmentationNetwork, options: Options) -> None:
+    """Raises `SettingError` for options of inference that make no sense, or not with this network."""
+    try:
+        inference.check_options(network, **options)
+    except ValueError as error:
+        raise SettingError(str(error).removeprefix("predict_logits: ")) from error
 
 
 def normalised(image: np.ndarray, labels: Labels) -> np.ndarray:

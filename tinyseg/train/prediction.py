@@ -7,7 +7,7 @@ have any size; large ones are predicted in tiles, to bound the memory.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -15,11 +15,11 @@ from tinyseg import data
 from tinyseg.crf import Parameters
 from tinyseg.data import files as image_files
 from tinyseg.models import SegmentationNetwork
-from tinyseg.models.inference import predict_logits
+from tinyseg.models.inference import Options, predict_logits
 from tinyseg.train import build, checkpoint, files
 from tinyseg.train.checkpoint import Checkpoint, Labels
-from tinyseg.train.errors import UserError
-from tinyseg.train.evaluation import normalised
+from tinyseg.train.errors import SettingError, UserError
+from tinyseg.train.evaluation import check_options, normalised
 from tinyseg.train.refinement import refined
 from tinyseg.train.run import Run
 from tinyseg.train.trainer import load_weights
@@ -39,12 +39,15 @@ class Predictions:
     failed: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def load(source: str | Path, weights: str = "best") -> tuple[SegmentationNetwork, Checkpoint]:
+def load(
+    source: str | Path, weights: str = "best", *, output_stride: int | None = None
+) -> tuple[SegmentationNetwork, Checkpoint]:
     """The trained network of a run folder, or of a checkpoint file.
 
-    weights   of a run: "best" or "last"; a run that has no best checkpoint yet has its last one taken
+    weights        of a run: "best" or "last"; a run that has no best checkpoint yet has its last one taken
+    output_stride  change it to this one, in a network that can be changed (DeepLab v3 and v3+)
 
-    Raises `CheckpointError` or `RunFolderError`.
+    Raises `CheckpointError` or `RunFolderError`, and `SettingError` for an output stride that cannot be.
     """
     path = Path(source)
     if path.suffix != ".safetensors":
@@ -54,8 +57,20 @@ def load(source: str | Path, weights: str = "best") -> tuple[SegmentationNetwork
     labels = found.labels
     network = build.network(found.config, labels.channels, len(labels.classes), mean=labels.mean, std=labels.std)
     load_weights(network, found)
+    if output_stride is not None:
+        _set_output_stride(network, found.config.model.name, output_stride)
     network.eval()
     return network, found
+
+
+def _set_output_stride(network: SegmentationNetwork, name: str, output_stride: int) -> None:
+    change = getattr(network, "set_output_stride", None)
+    if change is None:
+        raise SettingError(f"{name} has one output stride only; those of DeepLab v3 and v3+ can be changed")
+    try:
+        change(output_stride)
+    except ValueError as error:
+        raise SettingError(str(error)) from error
 
 
 def predict(
@@ -64,23 +79,25 @@ def predict(
     out: str | Path,
     *,
     weights: str = "best",
+    output_stride: int | None = None,
     overlays: bool = True,
-    tile: int | None = None,
-    margin: int = MARGIN,
     crf: Parameters | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
+    **options: Unpack[Options],
 ) -> Predictions:
     """Predict images, and write `out/masks/NAME.png` and `out/overlays/NAME.png`.
 
-    source   a run folder or a checkpoint
-    paths    images, and folders of images
-    tile     side of the square of pixels predicted at a time; None: the whole image, or 512 if it is large
-    margin   pixels of context around a tile (networks with unpadded convolutions know their own)
-    crf      of a dense CRF that sharpens the network's probabilities, `tinyseg.crf.parameters("deeplab_v1")`
+    source         a run folder or a checkpoint
+    paths          images, and folders of images
+    output_stride  another one than in training, for a network that can be changed
+    crf            of a dense CRF that sharpens the network's probabilities, `tinyseg.crf.parameters("deeplab_v1")`
+    options        of `models.inference.predict_logits`. If neither tiles nor windows are among them, large images
+                   are predicted in tiles of 512 pixels; tiles have a margin of 64, if none is given
 
     A file that cannot be read is listed in the result, and the others are still done.
     """
-    network, found = load(source, weights)
+    network, found = load(source, weights, output_stride=output_stride)
+    check_options(network, options)
     images = list_images(paths)
     result = Predictions()
     names = _unique_names(images)
@@ -90,9 +107,7 @@ def predict(
         except data.DataError as error:
             result.failed.append((path, str(error)))
         else:
-            side = TILE if tile is None and image.shape[0] * image.shape[1] > LARGE else tile
-            around = margin if side else 0
-            mask = predict_mask(network, image, found.labels, tile=side, margin=around, crf=crf)
+            mask = predict_mask(network, image, found.labels, crf=crf, **_in_tiles(image, options))
             result.masks.append(_write_mask(Path(out) / "masks" / name, mask, found.labels))
             if overlays:
                 result.overlays.append(_write_overlay(Path(out) / "overlays" / name, image, mask, found.labels))
@@ -100,17 +115,24 @@ def predict(
     return result
 
 
+def _in_tiles(image: np.ndarray, options: Options) -> Options:
+    """The options for an image: in tiles, if it is large and nothing else is said."""
+    large = image.shape[0] * image.shape[1] > LARGE
+    if large and options.get("tile") is None and options.get("window") is None:
+        options = {**options, "tile": TILE}
+    return options if options.get("tile") is None else {"margin": MARGIN, **options}
+
+
 def predict_mask(
     network: SegmentationNetwork,
     image: np.ndarray,
     labels: Labels,
     *,
-    tile: int | None = None,
-    margin: int = 0,
     crf: Parameters | None = None,
+    **options: Unpack[Options],
 ) -> np.ndarray:
     """The most probable class of every pixel, (H, W), of an image as read from a file."""
-    logits = predict_logits(network, normalised(image, labels), tile=tile, margin=margin)
+    logits = predict_logits(network, normalised(image, labels), **options)
     scores = logits if crf is None else refined(image, logits, crf)
     return scores.argmax(axis=-1).astype(np.uint8 if len(labels.classes) <= 256 else np.int32)
 
