@@ -60,9 +60,45 @@ def test_without_bias_and_not_contiguous(machine, dtype):
     machine.agree(convolve, machine.numbers(1, 4, 6, 4, dtype=dtype), machine.numbers(2, 2, 4, 3, dtype=dtype))
 
 
+DEPTHWISE = {
+    "four channels": (2, 6, 7, 4, 4, (3, 3), {"groups": 4, "padding": 1}),
+    "odd channels": (1, 5, 9, 3, 3, (2, 4), {"groups": 3, "padding": (0, 1, 2, 1), "dilation": (2, 1)}),
+    "many channels": (1, 3, 4, 132, 132, (3, 3), {"groups": 132, "padding": 1}),
+    "stride": (2, 7, 9, 8, 8, (3, 5), {"groups": 8, "padding": 2, "stride": (2, 3)}),
+    "stride larger than the kernel": (1, 8, 9, 8, 8, (1, 2), {"groups": 8, "stride": 3}),
+    "two kernels for each channel": (2, 5, 6, 3, 6, (3, 2), {"groups": 3, "padding": 1, "stride": (1, 2)}),
+    "one channel of two groups": (1, 5, 6, 2, 4, (4, 4), {"groups": 2, "padding": 2, "dilation": 2}),
+}
+
+
+@pytest.mark.parametrize("case", DEPTHWISE.values(), ids=DEPTHWISE.keys())
+def test_depthwise(machine, dtype, case):
+    check(machine, case, dtype)
+
+
+def test_depthwise_sums_over_pixels_in_several_parts(machine, dtype):
+    check(machine, (2, 40, 33, 36, 36, (1, 2), {"groups": 36}), dtype)
+    assert gather.parts(2 * 40 * 32, blocks=1, elements=72, shortest=16 * 256 // 16)[0] > 3
+
+
+def test_depthwise_takes_groups_of_one_channel(machine):
+    x, w = machine.numbers(1, 3, 3, 4), machine.numbers(1, 1, 2, 2)
+
+    def on_gpu(x, w):
+        if not isinstance(x, np.ndarray):
+            with pytest.raises(
+                ValueError, match=r"'depthwise' takes groups of one channel, but w .* shape .1, 1, 2, 2"
+            ):
+                ops.conv2d(x, w, groups=2, algo="depthwise")
+        return ops.conv2d(x, w, groups=2)[0]
+
+    machine.agree(on_gpu, x, w)
+
+
 TRANSPOSED = {
     "2 x 2 with stride 2": (1, 5, 7, 8, 4, (2, 2), {"stride": 2}),
     "overlapping": (2, 4, 3, 3, 5, (4, 3), {"stride": (2, 1), "padding": 1, "output_padding": (1, 0)}),
+    "depthwise": (1, 4, 5, 3, 3, (4, 4), {"stride": 2, "padding": 1, "groups": 3}),
     "dilated, in groups": (1, 5, 4, 6, 4, (3, 2), {"stride": 3, "dilation": 2, "groups": 2, "output_padding": 2}),
 }
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from tinyseg import backend
 from tinyseg.backend import Array
-from tinyseg.ops.conv2d import direct, implicit_gemm, patches, reference
+from tinyseg.ops.conv2d import depthwise, direct, implicit_gemm, patches, reference
 
 ALGORITHMS = {"reference": reference, "direct": direct, "patches": patches}
-GPU_ALGORITHMS = {"implicit_gemm": implicit_gemm}
+GPU_ALGORITHMS = {"depthwise": depthwise, "implicit_gemm": implicit_gemm}
 
 
 def choose(algo: str, x: Array, w: Array, groups: int) -> ModuleType:
@@ -25,7 +25,10 @@ def choose(algo: str, x: Array, w: Array, groups: int) -> ModuleType:
         return _named(algo, x)
     # With fewer than 8 channels on either side of a group, a matrix product spends its time on copying.
     small_groups = groups > 1 and min(w.shape[2], w.shape[3] // groups) < 8
-    return backend.choose(x, numpy=reference, numba=direct if small_groups else patches, cuda=implicit_gemm)
+    on_cpu = direct if small_groups else patches
+    # A single input channel in each group: nothing to multiply matrices for.
+    on_gpu = depthwise if groups > 1 and w.shape[2] == 1 else implicit_gemm
+    return backend.choose(x, numpy=reference, numba=on_cpu, cuda=on_gpu)
 
 
 def _named(algo: str, x: Array) -> ModuleType:
