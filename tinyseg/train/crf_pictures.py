@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT = "#333333", "#999999"
+INK, FAINT, BEST = "#333333", "#999999", "#E69F00"
 
 
 def heat_maps(found: Found) -> "Figure":
@@ -19,7 +19,7 @@ def heat_maps(found: Found) -> "Figure":
 
     The upper row counts all pixels, the lower one those near boundaries. Where the grid has other axes too (the
     smoothness kernel, iterations) a cell shows the best along them. Blue is a gain over the network alone, red a
-    loss; a frame marks the best of each row.
+    loss; an orange frame marks the best of each row.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -105,6 +105,4 @@ def _panel(axes: "Axes", gains: np.ndarray, positions: Sequence[float], colours:
 def _frame(axes: "Axes", row: int, column: int) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(
-        Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor="black", linewidth=1.8)
-    )
+    axes.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor=BEST, linewidth=2.4))
