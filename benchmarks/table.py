@@ -41,6 +41,28 @@ def training(result: dict[str, Any]) -> list[str]:
     return [*lines, "", _caption(result["machine"], "training")]
 
 
+def crf_gain(result: dict[str, Any], preset: str = "deeplab_v1") -> list[str]:
+    lines = [
+        f"| masks made worse by | mean IoU | `{preset}` | searched | in the band | `{preset}` | searched |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        cells = [row["name"]]
+        for score in ("mean IoU", "band mean IoU"):
+            before = row["before"][score]
+            after = row["presets"][preset][score], row.get("searched", row["presets"][preset])[score]
+            cells += [f"{before:.1%}", *(f"**{one:.1%}**" if one > before else f"{one:.1%}" for one in after)]
+        lines.append(f"| {' | '.join(cells)} |")
+    tests, others = len(result["test images"]), len(result["search images"])
+    caption = (
+        f"{tests} images of Pascal VOC, mean IoU without the CRF and with it, over all pixels and in the band of "
+        f"{result['band']} pixels along true borders; bold is better than without. Searched: parameters chosen "
+        f"for each row on {others} other images. What the rows mean: [crf_gain.py](benchmarks/crf_gain.py). "
+        "[Data](benchmarks/results/crf-gain.json)"
+    )
+    return [*lines, "", caption]
+
+
 def _pair(row: dict[str, Any]) -> str:
     medians = [row[who]["median"] for who in ("tinyseg", "torch")]
     return ", ".join(f"{median:.0f}" if median >= 100 else f"{median:.3g}" for median in medians)
@@ -54,7 +76,11 @@ def _caption(machine: dict[str, Any], name: str) -> str:
     )
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {"operators": operators, "training": training}
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "operators": operators,
+    "training": training,
+    "crf-gain": crf_gain,
+}
 """By the name of the mark and of the JSON file: the lines of the table and what is said below it."""
 
 
