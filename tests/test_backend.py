@@ -77,13 +77,19 @@ def test_a_kernel_is_its_plain_function_compiled(monkeypatch):
 
 
 IN_ONE_FILE = {
+    "adaptive_pool2d": ["adaptive_avg_pool2d", "adaptive_max_pool2d", "global_avg_pool2d", "global_max_pool2d"],
     "arithmetic": ["add", "mul"],
+    "concat": ["slice"],
+    "max_pool2d": ["max_unpool2d"],
     "implicit_gemm": ["conv2d", "conv_transpose2d"],
     "relu": ["leaky_relu"],
+    "separable": ["crop", "pad", "resize"],
     "sigmoid": ["tanh"],
     "softmax": ["log_softmax"],
 }
 """Operators whose kernels are in the file of another."""
+
+WITHOUT_KERNEL = {"reshape"}
 
 
 def test_operators_without_cuda_kernel_are_listed():
@@ -98,30 +104,16 @@ def test_operators_without_cuda_kernel_are_listed():
         if not name.endswith("_backward") and isinstance(getattr(ops, name), types.FunctionType)
     }
     have |= {operator for file, operators in IN_ONE_FILE.items() if file in have for operator in operators}
-    assert operators - have == {
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "avg_pool2d",
+    assert operators - have - WITHOUT_KERNEL == {
         "balanced_edge_loss",
         "bce_with_logits",
-        "concat",
-        "crop",
         "cross_entropy",
         "dice",
         "dual_task_loss",
         "encoding",
         "gaussian_blur",
-        "global_avg_pool2d",
-        "global_max_pool2d",
         "gradient_magnitude",
         "gumbel_softmax",
         "linear",
-        "local_response_norm",
-        "max_pool2d",
-        "max_unpool2d",
-        "pad",
-        "reshape",
-        "resize",
-        "slice",
         "spatial_gradient",
     }

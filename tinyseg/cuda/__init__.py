@@ -16,10 +16,12 @@ compiled when they are first launched. An operator's launcher looks like this:
         return y
 
 Parts: `signature` reads what kernels take from their source, `kernels` checks and launches, `device` is what it
-launches on, `gpu` that device through CuPy, `nvrtc` the compiler, `machine` what is missing on this computer.
+launches on, `gpu` that device through CuPy, `nvrtc` the compiler, `machine` what is missing on this computer, `precision`
+how exactly tensor cores multiply.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,18 +30,25 @@ from tinyseg.cuda import device
 from tinyseg.cuda.device import Memory, on
 from tinyseg.cuda.errors import CudaError, OutOfMemory
 from tinyseg.cuda.kernels import ALIGNMENT, KernelFile
+from tinyseg.cuda.precision import allow_tf32, tf32_is_allowed
 
 __all__ = [
     "CudaError",
     "KernelFile",
     "Memory",
     "OutOfMemory",
+    "allow_tf32",
+    "capability",
+    "constant",
     "contiguous",
     "empty",
     "lanes",
     "memory",
     "on",
+    "pack_width",
     "quads",
+    "tf32_is_allowed",
+    "tile",
     "to_device",
     "to_host",
 ]
@@ -53,6 +62,11 @@ def to_device(array: np.ndarray) -> Array:
 def to_host(array: Array) -> np.ndarray:
     """A copy as a NumPy array, once all kernels that write to it are done. A NumPy array is returned as it is."""
     return array if isinstance(array, np.ndarray) else device.current().download(array)
+
+
+def capability() -> int:
+    """The compute capability of the GPU: 90 is 9.0."""
+    return device.current().capability
 
 
 def memory() -> Memory:
@@ -86,3 +100,28 @@ def quads(count: int) -> int:
 def lanes(count: int) -> int:
     """How many lanes of a warp share a row of `count` elements: a power of 2 up to 32."""
     return min(32, 1 << (count - 1).bit_length())
+
+
+def tile(pixels: int, channels: int, threads: int = 256) -> tuple[int, tuple[int, int]]:
+    """How blocks of threads share pixels and channels, one thread for each channel of each pixel.
+
+    Returns how many threads of a block stand side by side along the channels (a power of 2, what spot_of_thread
+    takes), and the blocks along pixels and along channels.
+    """
+    width = min(threads, 1 << (channels - 1).bit_length())
+    return width, (-(-pixels * width // threads), -(-channels // width))
+
+
+def constant(table: np.ndarray) -> Array:
+    """A small table on the GPU. It is kept, so that the next call with the same numbers copies nothing."""
+    return _constant(device.current(), table.tobytes(), table.shape, table.dtype.str)
+
+
+@lru_cache(maxsize=1024)
+def _constant(machine: device.Device, content: bytes, shape: tuple[int, ...], dtype: str) -> Array:
+    return machine.upload(np.frombuffer(content, dtype).reshape(shape))
+
+
+def pack_width(channels: int) -> int:
+    """How many neighbouring channels a thread takes at once, for files with WIDTH=(1, 4)."""
+    return 4 if channels % 4 == 0 else 1

@@ -83,6 +83,17 @@ typedef SCALAR scalar;  // what arrays are made of: float or double
 // The number of this thread among all threads of the launch.
 DEVICE int64 thread_number() { return int64(blockIdx.x) * blockDim.x + threadIdx.x; }
 
+// One thread for each channel of each pixel, or for each pack of channels: `width` of the block's threads stand side by
+// side along the channels, see tile() in __init__.py. Blocks reach over the ends of both.
+struct Spot {
+    uint32 pixel;
+    int channel;
+};
+
+DEVICE Spot spot_of_thread(int width) {
+    return {blockIdx.x * (blockDim.x / width) + threadIdx.x / width, int(blockIdx.y * width + threadIdx.x % width)};
+}
+
 // ----------------------------------------------------------------------- several scalars in one memory operation
 
 template <int N> struct alignas(N * sizeof(scalar) % 16 == 0 ? 16 : sizeof(scalar)) pack {

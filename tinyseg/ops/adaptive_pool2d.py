@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks, geometry
 from tinyseg.ops.geometry import Pair
@@ -214,6 +214,48 @@ def _max_backward_numba(dy: Array, position: Array, shape: tuple[int, ...]) -> A
     return dx
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _avg_cuda(x: Array, size: tuple[int, int]) -> Array:
+    (N, H, W, C), (P, Q) = x.shape, size
+    sums, y = cuda.empty((N, H, Q, C), np.dtype(np.float64)), cuda.empty((N, P, Q, C), x.dtype)
+    _launch("row_sums", sums, (cuda.contiguous(x),), (W, Q), (sums,))
+    _launch("bin_means", y, (sums,), (H, W, P, Q), (y,))
+    return y
+
+
+def _avg_backward_cuda(dy: Array, shape: tuple[int, ...]) -> Array:
+    dx = cuda.empty(shape, dy.dtype)
+    _launch("avg_backward", dx, (cuda.contiguous(dy),), (*shape[1:3], *dy.shape[1:3]), (dx,))
+    return dx
+
+
+def _max_cuda(x: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+    (N, H, W, C), (P, Q) = x.shape, size
+    maxima, y = cuda.empty((N, H, Q, C), x.dtype), cuda.empty((N, P, Q, C), x.dtype)
+    positions, position = cuda.empty(maxima.shape, np.dtype(np.int32)), cuda.empty(y.shape, np.dtype(np.int32))
+    _launch("row_maxima", maxima, (cuda.contiguous(x),), (H, W, Q), (maxima, positions))
+    _launch("bin_maxima", y, (maxima, positions), (H, P, Q), (y, position))
+    return y, position
+
+
+def _max_backward_cuda(dy: Array, position: Array, shape: tuple[int, ...]) -> Array:
+    dx = cuda.empty(shape, dy.dtype)
+    _launch("max_backward", dx, (cuda.contiguous(dy), position), (*shape[1:3], *dy.shape[1:3]), (dx,))
+    return dx
+
+
+def _launch(kernel: str, shaped: Array, arrays: tuple, numbers: tuple, results: tuple) -> None:
+    """Run a kernel with one thread for each channel of each pixel of an array of this shape."""
+    N, height, width, C = shaped.shape
+    pixels = N * height * width
+    side, blocks = cuda.tile(pixels, C)
+    _cuda.launch(kernel, *arrays, pixels, C, side, *numbers, *results, blocks=blocks)
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -269,27 +311,31 @@ def global_max_pool2d_backward(dy: Array, cache: AdaptiveMaxPool2dCache) -> Arra
 
 def _avg(operator: str, x: Array, size: Pair) -> tuple[Array, AdaptiveAvgPool2dCache]:
     size = _checked(operator, x, size)
-    forward = backend.choose(x, numpy=_avg_reference, numba=_avg_numba)
+    forward = backend.choose(x, numpy=_avg_reference, numba=_avg_numba, cuda=_avg_cuda)
     return forward(x, size), AdaptiveAvgPool2dCache(x.shape, size, x.dtype)
 
 
 def _avg_backward(operator: str, dy: Array, cache: AdaptiveAvgPool2dCache) -> Array:
     N, _, _, C = cache.shape
     checks.upstream(operator, dy, (N, *cache.size, C), cache.dtype)
-    backward = backend.choose(dy, numpy=_avg_backward_reference, numba=_avg_backward_numba)
+    backward = backend.choose(
+        dy, numpy=_avg_backward_reference, numba=_avg_backward_numba, cuda=_avg_backward_cuda
+    )
     return backward(dy, cache.shape)
 
 
 def _max(operator: str, x: Array, size: Pair) -> tuple[Array, AdaptiveMaxPool2dCache]:
     size = _checked(operator, x, size)
-    forward = backend.choose(x, numpy=_max_reference, numba=_max_numba)
+    forward = backend.choose(x, numpy=_max_reference, numba=_max_numba, cuda=_max_cuda)
     y, position = forward(x, size)
     return y, AdaptiveMaxPool2dCache(x.shape, position, x.dtype)
 
 
 def _max_backward(operator: str, dy: Array, cache: AdaptiveMaxPool2dCache) -> Array:
     checks.upstream(operator, dy, cache.position.shape, cache.dtype)
-    backward = backend.choose(dy, numpy=_max_backward_reference, numba=_max_backward_numba)
+    backward = backend.choose(
+        dy, numpy=_max_backward_reference, numba=_max_backward_numba, cuda=_max_backward_cuda
+    )
     return backward(dy, cache.position, cache.shape)
 
 

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks, pooling
 from tinyseg.ops.geometry import PaddingLike, Pair, Window
@@ -133,6 +133,27 @@ def _backward_numba(dy: Array, shape: tuple[int, ...], window: Window, rows: Arr
     return dx
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+
+
+def _forward_cuda(x: Array, window: Window, rows: Array, columns: Array) -> Array:
+    y = cuda.empty((x.shape[0], *window.out, x.shape[3]), x.dtype)
+    pooling.launch(_cuda, "avg_pool_forward", (cuda.contiguous(x), *_tables(rows, columns)), window, (y,))
+    return y
+
+
+def _backward_cuda(dy: Array, shape: tuple[int, ...], window: Window, rows: Array, columns: Array) -> Array:
+    dx = cuda.empty(shape, dy.dtype)
+    pooling.launch(_cuda, "avg_pool_backward", (cuda.contiguous(dy), *_tables(rows, columns)), window, (dx,))
+    return dx
+
+
+def _tables(*tables: Array) -> list[Array]:
+    return [cuda.constant(table.astype(np.int32)) for table in tables]
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -160,7 +181,7 @@ def avg_pool2d(
     checks.rank("avg_pool2d", "x", x, "N H W C")
     window = pooling.window("avg_pool2d", x.shape[1:3], kernel, stride, padding, ceil_mode)
     rows, columns = (_counts(window, axis, count_include_pad) for axis in (0, 1))
-    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba)
+    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba, cuda=_forward_cuda)
     y = forward(x, window, rows, columns)
     return y, AvgPool2dCache(x.shape, x.dtype, window, rows, columns)
 
@@ -169,7 +190,7 @@ def avg_pool2d_backward(dy: Array, cache: AvgPool2dCache) -> Array:
     """The gradient with respect to `x`, N H W C."""
     N, _, _, C = cache.shape
     checks.upstream("avg_pool2d_backward", dy, (N, *cache.window.out, C), cache.dtype)
-    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba)
+    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
     return backward(dy, cache.shape, cache.window, cache.rows, cache.columns)
 
 

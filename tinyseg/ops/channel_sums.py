@@ -165,7 +165,7 @@ def _as_type_of(x: Array, array: Array) -> Array:
     return np.require(array, x.dtype, ["C", "W"])  # writable, too: Numba compiles read-only arrays anew
 
 
-# ---------------------------------------------------------- CUDA launchers, which do the same for arrays on the GPU
+# --------------------------------------------------------- CUDA launchers, which do the same for arrays on the GPU
 
 _cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
 
@@ -222,4 +222,4 @@ def _pixel_by_pixel(x: Array) -> tuple[tuple[int, int, int], dict]:
 
 def _width(channels: int) -> dict[str, int]:
     """How many channels a thread takes at once."""
-    return {"WIDTH": 4 if channels % 4 == 0 else 1}
+    return {"WIDTH": cuda.pack_width(channels)}

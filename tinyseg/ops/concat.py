@@ -8,14 +8,16 @@ from: concat's gradients are slices of dy, and slice's gradient is dy in an arra
 
     dx_k[.., c, ..] = dy[.., o_k + c, ..]              dx[start_0 + i, start_1 + j, ..] = dy[i, j, ..],  else 0
 
-Both only move memory: 8 bytes of traffic per float32 element, one way and back. There is no kernel to write.
+Both only move memory: 8 bytes of traffic per float32 element, one way and back.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks
 
@@ -33,6 +35,63 @@ class SliceCache(NamedTuple):
     dtype: np.dtype
     starts: tuple[int, ...]  # one for each axis
     stops: tuple[int, ...]
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+
+AXES = 4  # that the kernel for slices has, after axes that stay whole are merged
+
+
+def _join_cuda(arrays: Sequence[Array], axis: int) -> Array:
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(x.shape[axis] for x in arrays)
+    y = cuda.empty(shape, arrays[0].dtype)
+    rows, row = math.prod(shape[:axis]), math.prod(shape[axis:])
+    first = 0
+    for x in arrays:
+        length = x.size // rows
+        _copy_rows(cuda.contiguous(x), (0, length), y, (first, row), rows, length)
+        first += length
+    return y
+
+
+def _cut_cuda(dy: Array, axis: int, start: int, stop: int) -> Array:
+    shape = (*dy.shape[:axis], stop - start, *dy.shape[axis + 1 :])
+    dx = cuda.empty(shape, dy.dtype)
+    rows, row, inner = math.prod(shape[:axis]), math.prod(dy.shape[axis:]), math.prod(shape[axis + 1 :])
+    length = (stop - start) * inner
+    _copy_rows(cuda.contiguous(dy), (start * inner, row), dx, (0, length), rows, length)
+    return dx
+
+
+def _copy_rows(
+    x: Array, x_place: tuple[int, int], y: Array, y_place: tuple[int, int], rows: int, length: int
+) -> None:
+    """Copy rows. places: the first element, and how far it is from one row to the next."""
+    width = 4 if all(number % 4 == 0 for number in (*x_place, *y_place, length)) else 1
+    (x_first, x_step), (y_first, y_step) = ([number // width for number in place] for place in (x_place, y_place))
+    numbers = (rows, length // width)
+    threads = rows * length // width
+    _cuda.launch("copy_rows", x, x_first, x_step, y, y_first, y_step, *numbers, threads=threads, WIDTH=width)
+
+
+def _surround_cuda(dy: Array, cache: SliceCache) -> Array:
+    merged: list[list[int]] = []  # length, start and stop of each axis, from the last to the first
+    for axis in zip(reversed(cache.shape), reversed(cache.starts), reversed(cache.stops), strict=True):
+        if merged and merged[-1][1:] == [0, merged[-1][0]]:  # the axis behind it is whole
+            merged[-1] = [merged[-1][0] * number for number in axis]
+        else:
+            merged.append(list(axis))
+    if len(merged) > AXES:
+        raise ValueError(f"slice_backward: on a GPU at most {AXES} axes can be cut, x has shape {cache.shape}")
+    merged += [[1, 0, 1]] * (AXES - len(merged))
+    lengths, starts, stops = zip(*reversed(merged), strict=True)
+    dx = cuda.empty(cache.shape, dy.dtype)
+    kept = [stop - start for start, stop in zip(starts, stops, strict=True)]
+    _cuda.launch("surround", cuda.contiguous(dy), dx.size, *lengths[1:], *kept, *starts, dx, threads=dx.size)
+    return dx
 
 
 # ------------------------------------------------------------------------------------------------------- concat
@@ -55,7 +114,8 @@ def concat(arrays: Sequence[Array], *, axis: int = -1) -> tuple[Array, ConcatCac
         expected[axis] = x.shape[axis] if axis < x.ndim else 1
         why = f"that of arrays[0] but for axis {axis}, along which they are joined; crop or pad the larger"
         checks.shape("concat", f"arrays[{k}]", x, expected, why)
-    y = np.concatenate(arrays, axis)
+    join = backend.choose(arrays[0], numpy=np.concatenate, numba=np.concatenate, cuda=_join_cuda)
+    y = join(arrays, axis)
     return y, ConcatCache(tuple(x.shape for x in arrays), axis, y.dtype)
 
 
@@ -67,12 +127,17 @@ def concat_backward(
     length = sum(shape[axis] for shape in shapes)
     checks.upstream("concat_backward", dy, shapes[0][:axis] + (length,) + shapes[0][axis + 1 :], dtype)
     need = need or [True] * len(shapes)
+    cut = backend.choose(dy, numpy=_cut, numba=_cut, cuda=_cut_cuda)
     gradients, start = [], 0
     for shape, wanted in zip(shapes, need, strict=True):
-        part = (np.s_[:],) * axis + (np.s_[start : start + shape[axis]],)
-        gradients.append(np.ascontiguousarray(dy[part]) if wanted else None)
+        gradients.append(cut(dy, axis, start, start + shape[axis]) if wanted else None)
         start += shape[axis]
     return tuple(gradients)
+
+
+def _cut(dy: Array, axis: int, start: int, stop: int) -> Array:
+    part = (np.s_[:],) * axis + (np.s_[start:stop],)
+    return np.ascontiguousarray(dy[part])
 
 
 # -------------------------------------------------------------------------------------------------------- slice
@@ -101,13 +166,18 @@ def slice(x: Array, ranges: Mapping[int, Range]) -> tuple[Array, SliceCache]:
             )
         starts[axis], stops[axis] = first, last
     cache = SliceCache(x.shape, x.dtype, tuple(starts), tuple(stops))
-    return np.ascontiguousarray(x[_part(cache)]), cache
+    contiguous = backend.choose(x, numpy=np.ascontiguousarray, numba=np.ascontiguousarray, cuda=cuda.contiguous)
+    return contiguous(x[_part(cache)]), cache
 
 
 def slice_backward(dy: Array, cache: SliceCache) -> Array:
     """The gradient with respect to `x`: dy, with zeros around it."""
     shape = tuple(stop - start for start, stop in zip(cache.starts, cache.stops, strict=True))
     checks.upstream("slice_backward", dy, shape, cache.dtype)
+    return backend.choose(dy, numpy=_surround, numba=_surround, cuda=_surround_cuda)(dy, cache)
+
+
+def _surround(dy: Array, cache: SliceCache) -> Array:
     dx = np.zeros_like(dy, shape=cache.shape)
     dx[_part(cache)] = dy
     return dx

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks
 
@@ -117,6 +117,29 @@ def _pixels(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _forward_cuda(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
+    x = cuda.contiguous(x)
+    y, s = cuda.empty(x.shape, x.dtype), cuda.empty(x.shape, x.dtype)
+    numbers = (x.size, x.shape[-1], size // 2, (size - 1) // 2, alpha / size, beta, k)
+    _cuda.launch("response_forward", x, *numbers, y, s, threads=x.size)
+    return y, s
+
+
+def _backward_cuda(dy: Array, cache: LocalResponseNormCache) -> Array:
+    dy, x, s = (cuda.contiguous(array) for array in (dy, cache.x, cache.s))
+    around, through, dx = (cuda.empty(x.shape, x.dtype) for _ in range(3))
+    size, beta = cache.size, cache.beta
+    _cuda.launch("response_through", dy, x, s, x.size, beta, around, through, threads=x.size)
+    numbers = (x.size, x.shape[-1], (size - 1) // 2, size // 2, 2 * cache.alpha * beta / size)
+    _cuda.launch("response_backward", around, through, x, *numbers, dx, threads=x.size)
+    return dx
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -138,7 +161,7 @@ def local_response_norm(
             f"local_response_norm: alpha must be 0 or more and k more than 0, got alpha={alpha}, k={k}; "
             "else a power of 0 or of a negative number is taken"
         )
-    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba)
+    forward = backend.choose(x, numpy=_forward_reference, numba=_forward_numba, cuda=_forward_cuda)
     y, s = forward(x, int(size), alpha, beta, k)
     return y.reshape(x.shape), LocalResponseNormCache(x, s.reshape(x.shape), int(size), alpha, beta)
 
@@ -146,5 +169,5 @@ def local_response_norm(
 def local_response_norm_backward(dy: Array, cache: LocalResponseNormCache) -> Array:
     """The gradient with respect to `x`, of the shape of `dy`."""
     checks.upstream("local_response_norm_backward", dy, cache.x.shape, cache.x.dtype)
-    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba)
+    backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
     return backward(dy, cache).reshape(dy.shape)

@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks, geometry, pooling
 from tinyseg.ops.geometry import PaddingLike, Pair, Window
@@ -194,6 +194,37 @@ def _numbers(window: Window) -> tuple:
     return window.kernel, window.stride, (window.padding.top, window.padding.left)
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+
+
+def _pool_cuda(x: Array, window: Window) -> tuple[Array, Array]:
+    shape = (x.shape[0], *window.out, x.shape[3])
+    y, index = cuda.empty(shape, x.dtype), cuda.empty(shape, _index_dtype(window.kernel))
+    pooling.launch(_cuda, "max_pool_forward", (cuda.contiguous(x),), window, (y, *_narrow_and_wide(index)))
+    return y, index
+
+
+def _pick_cuda(x: Array, index: Array, window: Window) -> Array:
+    y = cuda.empty(index.shape, x.dtype)
+    arrays = (cuda.contiguous(x), *_narrow_and_wide(cuda.contiguous(index)))
+    pooling.launch(_cuda, "max_pool_pick", arrays, window, (y,))
+    return y
+
+
+def _put_cuda(y: Array, index: Array, window: Window) -> Array:
+    x = cuda.empty((y.shape[0], *window.size, y.shape[3]), y.dtype)
+    arrays = (cuda.contiguous(y), *_narrow_and_wide(cuda.contiguous(index)))
+    pooling.launch(_cuda, "max_pool_put", arrays, window, (x,))
+    return x
+
+
+def _narrow_and_wide(index: Array) -> tuple[Array | None, Array | None]:
+    """Kernels take an index of bytes or one of integers, as two arguments; the other is absent."""
+    return (index, None) if index.dtype == np.uint8 else (None, index)
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -214,7 +245,7 @@ def max_pool2d(
     checks.floating("max_pool2d", x=x)
     checks.rank("max_pool2d", "x", x, "N H W C")
     window = pooling.window("max_pool2d", x.shape[1:3], kernel, stride, padding, ceil_mode)
-    pool = backend.choose(x, numpy=_pool_reference, numba=_pool_numba)
+    pool = backend.choose(x, numpy=_pool_reference, numba=_pool_numba, cuda=_pool_cuda)
     y, index = pool(x, window)
     return y, MaxPool2dCache(index, window, x.dtype)
 
@@ -222,7 +253,7 @@ def max_pool2d(
 def max_pool2d_backward(dy: Array, cache: MaxPool2dCache) -> Array:
     """The gradient with respect to `x`, N H W C."""
     checks.upstream("max_pool2d_backward", dy, cache.index.shape, cache.dtype)
-    put = backend.choose(dy, numpy=_put_reference, numba=_put_numba)
+    put = backend.choose(dy, numpy=_put_reference, numba=_put_numba, cuda=_put_cuda)
     return put(dy, cache.index, cache.window)
 
 
@@ -258,7 +289,7 @@ def max_unpool2d(
     shape = (x.shape[0], *window.out, x.shape[3])
     checks.shape("max_unpool2d", "x", x, shape, f"these options pool an image of {size} to {window.out}")
     index = _checked_index(index, x, window)
-    put = backend.choose(x, numpy=_put_reference, numba=_put_numba)
+    put = backend.choose(x, numpy=_put_reference, numba=_put_numba, cuda=_put_cuda)
     return put(x, index, window), MaxUnpool2dCache(index, window, x.dtype)
 
 
@@ -266,7 +297,7 @@ def max_unpool2d_backward(dy: Array, cache: MaxUnpool2dCache) -> Array:
     """The gradient with respect to `x`, N P Q C. (The index has none.)"""
     N, _, _, C = cache.index.shape
     checks.upstream("max_unpool2d_backward", dy, (N, *cache.window.size, C), cache.dtype)
-    pick = backend.choose(dy, numpy=_pick_reference, numba=_pick_numba)
+    pick = backend.choose(dy, numpy=_pick_reference, numba=_pick_numba, cuda=_pick_cuda)
     return pick(dy, cache.index, cache.window)
 
 
@@ -282,7 +313,8 @@ def _checked_index(index: Array, x: Array, window: Window) -> Array:
         kind = getattr(index, "dtype", type(index).__name__)
         raise TypeError(f"max_unpool2d: index must be an array of integers, got {kind}")
     checks.shape("max_unpool2d", "index", index, x.shape, "that of x")
-    if index.min() < 0 or index.max() >= R * S:
+    # On a GPU the numbers are not looked at, which would wait for it: one that is too large points to no cell.
+    if isinstance(index, np.ndarray) and (index.min() < 0 or index.max() >= R * S):
         raise ValueError(
             f"max_unpool2d: index must hold numbers from 0 to R * S - 1 = {R * S - 1}, got {index.min()} to "
             f"{index.max()}; pass the cache.index of max_pool2d with the same kernel, which counts inside each "

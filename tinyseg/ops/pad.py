@@ -27,6 +27,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks, geometry
 from tinyseg.ops.geometry import Padding, Pair
@@ -58,6 +59,19 @@ def _kept(size: int, before: int, after: int) -> Table:
     return _selection(np.arange(count), before + np.arange(count), count)
 
 
+def _fill_border(y: Array, sides: Padding, H: int, W: int, value: float) -> None:
+    y[:, : sides.top] = y[:, sides.top + H :] = value
+    y[:, :, : sides.left] = y[:, :, sides.left + W :] = value
+
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _fill_border_cuda(y: Array, sides: Padding, H: int, W: int, value: float) -> None:
+    _, P, Q, C = y.shape
+    _cuda.launch("fill_border", y, y.size, H, W, P, Q, C, sides.top, sides.left, value, threads=y.size)
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -83,8 +97,8 @@ def pad(x: Array, padding: Sides, *, mode: str = "constant", value: float = 0.0)
     matrix = _reflected if mode == "reflect" else _shifted
     y, cache = forward(x, matrix(H, sides.top, sides.bottom), matrix(W, sides.left, sides.right))
     if mode == "constant" and value != 0:
-        y[:, : sides.top] = y[:, sides.top + H :] = value
-        y[:, :, : sides.left] = y[:, :, sides.left + W :] = value
+        fill = backend.choose(y, numpy=_fill_border, numba=_fill_border, cuda=_fill_border_cuda)
+        fill(y, sides, H, W, value)
     return y, cache
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.ops import geometry
 from tinyseg.ops.geometry import PaddingLike, Pair, Window
@@ -49,3 +50,14 @@ def cut(extended: Array, window: Window) -> Array:
     """The image in the middle of an extended one."""
     (H, W), top, left = window.size, window.padding.top, window.padding.left
     return extended[:, top : top + H, left : left + W]
+
+
+def launch(kernels: cuda.KernelFile, kernel: str, arrays: tuple, window: Window, results: tuple) -> None:
+    """Run a CUDA kernel: one thread for each pack of channels of each pixel of the first of the results."""
+    N, height, width, C = results[0].shape
+    pack = cuda.pack_width(C)
+    pixels = N * height * width
+    side, blocks = cuda.tile(pixels, C // pack)
+    (down, right), padding = window.stride, window.padding
+    numbers = (*window.size, *window.out, *window.kernel, down, right, padding.top, padding.left)
+    kernels.launch(kernel, *arrays, pixels, C, side, *numbers, *results, blocks=blocks, WIDTH=pack)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks
 
@@ -108,11 +108,29 @@ def _arrays(a: Table, dtype: np.dtype) -> tuple[Array, Array, Array]:
     return start, a.source, a.weight.astype(dtype)
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+
+
+def _combine_cuda(x: Array, rows: Table, columns: Table) -> Array:
+    x = cuda.contiguous(x)
+    (N, H, W, C), P, Q = x.shape, rows.count, columns.count
+    y = cuda.empty((N, P, Q, C), x.dtype)
+    pack, pixels = cuda.pack_width(C), N * P * Q
+    width, blocks = cuda.tile(pixels, C // pack)
+    tables = []
+    for start, source, weight in (_arrays(rows, x.dtype), _arrays(columns, x.dtype)):
+        tables += [cuda.constant(array) for array in (start.astype(np.int32), source.astype(np.int32), weight)]
+    _cuda.launch("combine", x, *tables, pixels, C, width, H, W, P, Q, y, blocks=blocks, WIDTH=pack)
+    return y
+
+
 # ----------------------------------------------------------------------------------------------- both directions
 
 
 def forward(x: Array, rows: Table, columns: Table) -> tuple[Array, SeparableCache]:
-    combine = backend.choose(x, numpy=_combine_reference, numba=_combine_numba)
+    combine = backend.choose(x, numpy=_combine_reference, numba=_combine_numba, cuda=_combine_cuda)
     return combine(x, rows, columns), SeparableCache(x.shape, rows, columns, x.dtype)
 
 
@@ -120,5 +138,5 @@ def backward(operator: str, dy: Array, cache: SeparableCache) -> Array:
     """The gradient with respect to `x`, N H W C. operator: for the messages of errors."""
     N, H, W, C = cache.shape
     checks.upstream(operator, dy, (N, cache.rows.count, cache.columns.count, C), cache.dtype)
-    combine = backend.choose(dy, numpy=_combine_reference, numba=_combine_numba)
+    combine = backend.choose(dy, numpy=_combine_reference, numba=_combine_numba, cuda=_combine_cuda)
     return combine(dy, transposed(cache.rows, H), transposed(cache.columns, W))
