@@ -1,5 +1,6 @@
 """What is learned in the network of each name: the numbers of the papers, the releases, or of a count by hand."""
 
+import numpy as np
 import pytest
 
 from tinyseg import models
@@ -61,3 +62,29 @@ def test_parameter_counts(name):
     net = sketch(models.create, name, in_channels, classes)
     assert (net.in_channels, net.classes) == (in_channels, classes)
     assert net.num_parameters() == parameters
+
+
+# One network of each family, in a small size.
+SMALL_RESNET = {"backbone": "resnet18", "width": 1 / 16}
+FAMILIES = {
+    "deeplab_v1_largefov": {"width": 1 / 64},
+    "deeplab_v2_resnet101": SMALL_RESNET,
+    "deeplab_v3_resnet50": SMALL_RESNET,
+    "deeplab_v3plus_xception65": {"backbone": "xception41", "width": 1 / 64},
+    "fastfcn_psp_resnet50": SMALL_RESNET,
+    "fc_densenet56": {"growth": 1},
+    "fcn8s": {"width": 1 / 64},
+    "fcn_resnet50": {"depth": 18, "width": 1 / 16},
+    "gscnn_wideresnet38": {"width": 1 / 64},
+    "plain": {"width": 2},
+    "unet": {"base": 1},
+    "unet_padded": {"base": 1},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("size", [(0, 40), (40, 0)])
+def test_an_image_without_pixels(name, size):
+    net = models.create(name, 3, 2, **FAMILIES[name])
+    with pytest.raises(ValueError, match=r"needs? (at least 1 x 1|length 1|at least 32 x 32)|at least 188 x 188"):
+        net(np.zeros((1, *size, 3), np.float32))

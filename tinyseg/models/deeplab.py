@@ -31,7 +31,7 @@ CLASSIFIER_INIT = nn.init.normal(0.01)
 
 
 class DeepLab(SegmentationNetwork):
-    """The base class.
+    """The base class. Takes any image from 1 x 1 pixel on.
 
     forward:  (N, H, W, in_channels) -> logits (N, H, W, classes)
     scores:   (N, H, W, in_channels) -> (N, h, w, classes), before they are enlarged

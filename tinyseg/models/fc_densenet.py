@@ -145,7 +145,7 @@ class TransitionUp(nn.Module):
 
 
 class FCDenseNet(SegmentationNetwork):
-    """See the top of this file.
+    """See the top of this file. Takes any image from 32 x 32 pixels on, or 2^n x 2^n for n + 1 `layers`.
 
     layers      in the dense blocks: those of the way down, then the bottleneck's. The way up mirrors the way down.
     growth      maps that each layer adds, k in the paper

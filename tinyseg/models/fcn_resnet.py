@@ -54,6 +54,8 @@ class Outputs(NamedTuple):
 class DilatedResNet(SegmentationNetwork):
     """A dilated ResNet with one of torchvision's heads and an auxiliary one. Subclasses make the head.
 
+    Takes any image from 1 x 1 pixel on.
+
     depth             of the ResNet: 18, 34, 50 or 101
     auxiliary         have the auxiliary head
     auxiliary_weight  of its loss
