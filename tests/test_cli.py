@@ -1,5 +1,6 @@
 """The command line, as a person uses it: what it prints, what it leaves behind, and how it ends."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 
 import tinyseg
 from tinyseg.cli import main
+from tinyseg.train import checkpoint
 
 TINY = {
     "data.size": "16,16",
@@ -256,6 +258,13 @@ def test_eval_agrees_with_the_training_run(run, trained):
     for name in ("mean_iou", "pixel_accuracy", "mean_dice"):
         assert scores[name] == rows[-1][name]
     assert json.loads(run("eval", trained, "--split", "test", "--json")[1])["mean_iou"] != scores["mean_iou"]
+
+
+def test_eval_on_other_classes(run, trained):
+    found = checkpoint.load(trained / "best.safetensors")
+    others = dataclasses.replace(found.labels, classes=("sky", *found.labels.classes[1:]))
+    checkpoint.save(Path("other.safetensors"), dataclasses.replace(found, labels=others))
+    refused(run("eval", "other.safetensors"), "knows the classes sky, disk", "; the data set has background, disk")
 
 
 def test_eval_and_predict_average_over_views(run, trained, rng):

@@ -1,5 +1,7 @@
 """`tinyseg convert`: to PyTorch, from PyTorch, from container to container, and a look inside."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,31 @@ def test_to_pytorch_and_back(tmp_path, trained, network, convert, suffix):
     expected = network.state_dict()
     for name, array in found.state_dict().items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_how_scores_are_enlarged_is_written_and_compared(tmp_path, convert):
+    net = models.create("fcn_resnet50", 3, 2, depth=18, width=1 / 16)
+    told = dataclasses.replace(interop.TORCHVISION, align_corners=True)
+    for name, convention in (("same.pth", interop.TORCHVISION), ("other.pth", told)):
+        interop.save_weights(tmp_path / name, net, convention=convention)
+    settings = [
+        "--model",
+        "fcn_resnet50",
+        "--classes",
+        2,
+        "--set",
+        "model.depth=18",
+        "--set",
+        "model.width=0.0625",
+    ]
+    code, out, _ = convert(tmp_path / "same.pth", tmp_path / "same.safetensors", *settings)
+    assert code == 0 and "align_corners" not in out
+    assert load(tmp_path / "same.safetensors")[1].labels.align_corners is False
+    code, out, _ = convert(tmp_path / "other.pth", tmp_path / "other.safetensors", *settings)
+    assert code == 0
+    assert "enlarges its scores with align_corners=True, and fcn_resnet50 does it with align_corners=False" in out
+    assert convert(tmp_path / "same.safetensors", tmp_path / "back.pth")[0] == 0
+    assert interop.read_weights(tmp_path / "back.pth").convention == interop.TORCHVISION
 
 
 def test_between_containers(tmp_path, make, example, convert):

@@ -8,6 +8,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
+from tinyseg.interop import Convention
 from tinyseg.train import checkpoint, config
 from tinyseg.train.checkpoint import Checkpoint, Progress
 from tinyseg.train.errors import CheckpointError, RunFolderError
@@ -54,6 +55,53 @@ def test_any_safetensors_reader_finds_the_weights_under_their_names(tmp_path, ex
     assert arrays["conv.weight"].shape == (3, 3, 2, 4)
     with safetensors.safe_open(path, "np") as file:
         assert json.loads(file.metadata()["labels"])["classes"] == ["sky", "sea"]
+
+
+def test_the_input_convention_is_stored_and_read_back(tmp_path, example):
+    path = tmp_path / "best.safetensors"
+    for corners in (True, False, None):
+        for channels, order in ((3, "RGB"), (1, "grey")):
+            per_channel = (0.25,) * channels
+            told = dataclasses.replace(
+                example.labels, channels=channels, mean=per_channel, std=per_channel, align_corners=corners
+            )
+            checkpoint.save(path, dataclasses.replace(example, labels=told))
+            with safetensors.safe_open(path, "np") as file:
+                stored = json.loads(file.metadata()["labels"])
+            assert stored["mean"] == stored["std"] == list(per_channel)
+            assert (stored["channel_order"], stored["align_corners"]) == (order, corners)
+            read = checkpoint.load(path).labels
+            assert read == told
+            assert read.convention == Convention(per_channel, per_channel, order, corners)
+
+
+def rewritten(path, change):
+    """A checkpoint with other labels, and the checksum that belongs to them."""
+    with safetensors.safe_open(path, "np") as file:
+        metadata = dict(file.metadata())
+    arrays = safetensors.numpy.load_file(path)
+    metadata["labels"] = json.dumps(change(json.loads(metadata["labels"])))
+    metadata["checksum"] = checkpoint._checksum(arrays, metadata)
+    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+
+
+def test_an_older_file_without_the_order_of_channels(tmp_path, example):
+    path = tmp_path / "best.safetensors"
+    checkpoint.save(path, example)
+
+    def older(labels):
+        return {key: value for key, value in labels.items() if key not in ("channel_order", "align_corners")}
+
+    rewritten(path, older)
+    assert checkpoint.load(path).labels == example.labels
+
+
+def test_another_order_of_channels_is_refused(tmp_path, example):
+    path = tmp_path / "best.safetensors"
+    checkpoint.save(path, example)
+    rewritten(path, lambda labels: labels | {"channel_order": "BGR"})
+    with pytest.raises(CheckpointError, match="wants the channels of its images in the order BGR"):
+        checkpoint.load(path)
 
 
 def test_every_flipped_bit_is_noticed(tmp_path, example, rng):

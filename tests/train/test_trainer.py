@@ -1,5 +1,6 @@
 """The loop: it learns, repeats itself bit by bit, stops when asked or when the loss breaks, and loses nothing."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -10,7 +11,7 @@ import pytest
 
 import tinyseg
 from tinyseg.tape import Tensor
-from tinyseg.train import checkpoint, config, train
+from tinyseg.train import checkpoint, config, load, train
 from tinyseg.train.errors import CheckpointError, DivergedError, RunFolderError, SettingError
 from tinyseg.train.reporters import Pictures, Reporter
 from tinyseg.train.run import Run
@@ -254,6 +255,20 @@ def test_a_checkpoint_of_another_model_is_listed_name_by_name(tmp_path, tiny):
     assert "is a checkpoint of another model" in str(error.value)
     assert "contracting.0.conv1.weight is (3, 3, 3, 3) here and (3, 3, 3, 2)" in str(error.value)
     assert (tmp_path / "run" / "config.toml").read_bytes() == before
+
+
+def test_a_checkpoint_whose_scores_are_enlarged_in_another_way(tmp_path, tiny):
+    small = ["model.name=deeplab_v3_resnet50", "model.backbone=resnet18", "model.width=0.0625", "train.epochs=1"]
+    train(config.override(tiny, [*small, "data.train.length=2"]), tmp_path / "run", reporters=[])
+    best = checkpoint.load(tmp_path / "run" / "best.safetensors")
+    assert best.labels.align_corners is True
+    other = dataclasses.replace(best, labels=dataclasses.replace(best.labels, align_corners=False))
+    checkpoint.save(tmp_path / "other.safetensors", other)
+    words = (
+        r"enlarges its scores with align_corners=False, and deeplab_v3_resnet50 does it with align_corners=True"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path / "other.safetensors")
 
 
 def test_another_optimiser_cannot_go_on(tmp_path, tiny):

@@ -1,6 +1,7 @@
 """`tinyseg convert`: weights to and from PyTorch."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,11 +101,9 @@ def _export(source: str, target: Path, weights: str) -> None:
     from tinyseg.train.prediction import load
 
     network, found = load(source, weights)
-    order = "RGB" if found.labels.channels == 3 else "grey"
+    labels = dataclasses.replace(found.labels, align_corners=network.align_corners)
     with _writing(target):
-        interop.save_weights(
-            target, network, convention=interop.Convention(found.labels.mean, found.labels.std, order)
-        )
+        interop.save_weights(target, network, convention=labels.convention)
     typer.echo(f"{found.config.model.name} from {found.path}: {target}")
 
 
@@ -127,8 +126,15 @@ def _import(
     known = expected or found.convention
     labels = _labels(classes, known or interop.TORCHVISION)
     network = build.network(settings, labels.channels, len(labels.classes))
+    labels = dataclasses.replace(labels, align_corners=network.align_corners)
     loaded = interop.load_weights(network, found, only=only, convention=known)
     checkpoint.save(target, checkpoint.Checkpoint(settings, labels, network.state_dict()))
+    stored = known.align_corners if known else None
+    if only is None and None not in (stored, network.align_corners) and stored != network.align_corners:
+        typer.echo(
+            f"Note: the weights are of a network that enlarges its scores with align_corners={stored}, and "
+            f"{settings.model.name} does it with align_corners={network.align_corners}"
+        )
     for notice in loaded.notices:
         typer.echo(f"Note: {notice}")
     if known is None:

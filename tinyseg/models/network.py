@@ -87,6 +87,25 @@ class SegmentationNetwork(nn.Module):
     def forward(self, x: Input) -> Tensor:
         raise NotImplementedError
 
+    def __call__(self, x: Input) -> Tensor:
+        self.check_image(x)
+        return self.forward(x)
+
+    def check_image(self, x: Input) -> None:
+        """Raises ValueError where images have the wrong axes or channels."""
+        shape = tuple(x.shape)
+        if len(shape) == 4 and shape[3] == self.in_channels:
+            return
+        remedy = "the number of channels is set with in_channels"
+        if len(shape) == 3 and shape[2] == self.in_channels:
+            remedy = "pass image[None] for a batch of one"
+        elif len(shape) == 4 and shape[1] == self.in_channels:
+            remedy = "channels come last here, pass x.transpose(0, 2, 3, 1)"
+        raise ValueError(
+            f"{type(self).__name__}: images must have the shape (N, H, W, {self.in_channels}), got {shape}; "
+            f"{remedy}"
+        )
+
     def input_side(self, output_side: int) -> int:
         """The height (or width) of an input whose logits cover at least so many pixels."""
         return output_side

@@ -10,7 +10,7 @@ The arrays are the entries of the model's state dict, under their own names, and
     format      "tinyseg 1"
     version     of tinyseg
     config      the run's configuration, JSON
-    labels      the classes and the input convention (channels, mean, std), JSON
+    labels      the classes, and the input convention: channels and their order, mean, std, align_corners; JSON
     progress    epoch, step, scores, JSON
     checksum    BLAKE2b of everything else
 
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 import tinyseg
+from tinyseg.interop.convention import Convention
 from tinyseg.train import files
 from tinyseg.train.config import Config, from_tables, to_tables
 from tinyseg.train.errors import CheckpointError, SettingError
@@ -46,6 +47,7 @@ class Labels:
     channels: int  # of the image: 1 (grey) or 3 (RGB)
     mean: tuple[float, ...]  # subtracted from an image in 0..1, per channel
     std: tuple[float, ...]  # then divided by
+    align_corners: bool | None = None  # how the network enlarges its scores; None where it does not interpolate
 
     @classmethod
     def of(cls, dataset: Any) -> "Labels":
@@ -57,6 +59,15 @@ class Labels:
             mean=tuple(float(value) for value in dataset.mean),
             std=tuple(float(value) for value in dataset.std),
         )
+
+    @property
+    def channel_order(self) -> str:
+        return "RGB" if self.channels == 3 else "grey"
+
+    @property
+    def convention(self) -> Convention:
+        """What the network expects of an image, as it is written for other programs."""
+        return Convention(self.mean, self.std, self.channel_order, self.align_corners)
 
 
 @dataclass
@@ -97,7 +108,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "version": tinyseg.__version__,
         "config": json.dumps(to_tables(checkpoint.config)),
-        "labels": json.dumps(asdict(checkpoint.labels)),
+        "labels": json.dumps(asdict(checkpoint.labels) | {"channel_order": checkpoint.labels.channel_order}),
         "progress": json.dumps(asdict(checkpoint.progress)),
     }
     metadata["checksum"] = _checksum(arrays, metadata)
@@ -164,6 +175,9 @@ def _decoded(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str
         name.removeprefix(OPTIMISER): value for name, value in arrays.items() if name.startswith(OPTIMISER)
     }
     labels = json.loads(metadata["labels"])
+    order = labels.pop("channel_order", None)  # that of the images that are read here, or the file is another's
+    if order not in (None, "RGB", "grey"):
+        raise CheckpointError(f"{path} wants the channels of its images in the order {order}, not as RGB or grey")
     try:
         config = from_tables(json.loads(metadata["config"]))
     except SettingError as error:

@@ -216,9 +216,7 @@ def read(source: str | Path, weights: str = "best") -> Source:
         path = run.best if weights == "best" and run.best.exists() else run.last
     if checkpoint.is_checkpoint(path):
         found = checkpoint.load(path)
-        order = "RGB" if found.labels.channels == 3 else "grey"
-        convention = interop.Convention(found.labels.mean, found.labels.std, order)
-        return Source(path, found.model, False, convention, found.labels.classes)
+        return Source(path, found.model, False, found.labels.convention, found.labels.classes)
     file = interop.read_weights(path)
     family = names.family(file.arrays)
     of_family = {None: None, "googlenet": interop.GOOGLENET}.get(family, interop.TORCHVISION)

@@ -109,6 +109,7 @@ class Trainer:
             mean=self.labels.mean,
             std=self.labels.std,
         )
+        self.labels = replace(self.labels, align_corners=self.network.align_corners)
         self.started = source.into(self.network, self.labels.classes) if source else None
         if config.train.freeze_norm:
             self.network.freeze_norms(scale_and_shift=True)
@@ -336,6 +337,12 @@ class Trainer:
 
 def load_weights(network: Any, source: Checkpoint) -> None:
     """Put a checkpoint's weights into a network. Raises `CheckpointError`, which lists what does not fit."""
+    stored = source.labels.align_corners
+    if stored is not None and stored != network.align_corners:
+        raise CheckpointError(
+            f"{source.path} is of a network that enlarges its scores with align_corners={stored}, and "
+            f"{source.config.model.name} does it with align_corners={network.align_corners}"
+        )
     try:
         network.load_state_dict(source.model)
     except ValueError as error:
