@@ -62,6 +62,7 @@ COUNTS = [
     ("xception65", None, {}, 37_867_312),
     ("xception71", None, {}, 40_289_736),
     ("wide_resnet38", None, {}, 105_062_720),
+    ("sppnet", 1000, {}, 77_037_672),
 ]
 # Numbers in running means and variances.
 MOMENTS = {
@@ -233,8 +234,8 @@ def test_maps_are_as_announced(name):
     for stage, x in maps.items():
         assert x.shape[3] == net.stage_channels[stage]
         for length, given in zip(x.shape[1:3], (height, width), strict=True):
-            # AlexNet has no padding in its first convolution, and loses a cell or two.
-            assert given / net.stage_strides[stage] - 2 < length <= given / net.stage_strides[stage] + 1
+            # AlexNet and SPPNet have no padding in their first convolution, and lose up to three cells.
+            assert given / net.stage_strides[stage] - 3 < length <= given / net.stage_strides[stage] + 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -314,7 +315,12 @@ def test_trunk_is_a_copy():
 FITTING = {"alexnet": 227, "caffenet": 227, "alexnet_torchvision": 224, "vgg16": 224, "vgg16_bn": 224}
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_a_pyramid_is_no_convolution():
+    with pytest.raises(TypeError, match=r"fully connected layer of SPPNet reads 500 numbers, and not the 10 of"):
+        backbones.as_convolutions(small("sppnet"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "sppnet"])
 def test_as_convolutions_says_what_the_classifier_says(name):
     net = small(name, width=0.06)
     side = FITTING.get(name, 75)

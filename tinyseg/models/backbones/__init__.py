@@ -23,6 +23,7 @@ from tinyseg.models.backbones.resnet import ResNet
 from tinyseg.models.backbones.vgg import VGG, VGGLargeFOV
 from tinyseg.models.backbones.wide_resnet38 import WideResNet38
 from tinyseg.models.backbones.xception import Xception
+from tinyseg.models.spp import SPPNet
 
 BACKBONES: dict[str, Callable[..., Classifier]] = {
     "alexnet": partial(AlexNet, variant="alexnet"),
@@ -35,6 +36,7 @@ BACKBONES: dict[str, Callable[..., Classifier]] = {
     "resnet34": partial(ResNet, depth=34),
     "resnet50": partial(ResNet, depth=50),
     "resnet101": partial(ResNet, depth=101),
+    "sppnet": SPPNet,
     "vgg16": VGG,
     "vgg16_bn": partial(VGG, batch_norm=True),
     "vgg16_largefov": VGGLargeFOV,
@@ -86,6 +88,7 @@ __all__ = [
     "DenseNet",
     "GoogLeNet",
     "ResNet",
+    "SPPNet",
     "VGGLargeFOV",
     "WideResNet38",
     "Xception",

@@ -148,6 +148,14 @@ def as_convolutions(classifier: Classifier, *, padding: int = 0) -> Convolutiona
             "number of classes"
         )
     side, layers = classifier.pooled_side, []
+    pixels = side**2 * classifier.stage_channels[classifier.last_stage]
+    first = next((layer for layer in classifier.fully_connected() if isinstance(layer, nn.Linear)), None)
+    if first is not None and first.weight.shape[0] != pixels:
+        raise TypeError(
+            f"as_convolutions: the first fully connected layer of {type(classifier).__name__} reads "
+            f"{first.weight.shape[0]} numbers, and not the {pixels} of its last map's {side} x {side} pixels; "
+            "what stands in between is no convolution"
+        )
     for layer in classifier.fully_connected():
         if isinstance(layer, nn.Linear):
             first = not any(isinstance(earlier, nn.Conv2d) for earlier in layers)
