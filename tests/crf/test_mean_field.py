@@ -149,6 +149,40 @@ def test_fast_is_plain(labels, forms, mode, iterations, seed):
     np.testing.assert_allclose(fast[0], softmax(-unary), atol=1e-6)
 
 
+def large_model(rng, mode):
+    """An image of 15400 pixels, which the fast implementation cuts into three parts, and three labels."""
+    colours = rng.integers(30, 220, (11, 14, 3)).repeat(10, axis=0).repeat(10, axis=1)
+    image = (colours + rng.normal(0, 8, colours.shape)).clip(0, 255).astype(np.uint8)
+    unary = rng.uniform(0, 3, (15400, 3)).astype(np.float32)
+    features = [crf.position_features(110, 140, 3), crf.bilateral_features(image, 30, 8)]
+    return unary, [crf.Normalised(crf.LatticeFilter(f), mode) for f in features]
+
+
+@pytest.mark.parametrize("weight", [2.0, -0.3])
+@pytest.mark.parametrize("mode", NORMALISATIONS)
+def test_fast_is_plain_on_an_image_cut_into_parts(rng, mode, weight):
+    unary, f = large_model(rng, mode)
+    assert len(fused.make_plan([g.kernel for g in f], f, [crf.potts(1)] * 2).begins) == 4
+    couplings = [crf.potts(weight), np.array([0.2, -0.1, 0.3], np.float32)]
+    if mode == "none":  # without normalisation messages are of the size of the image
+        couplings = [1e-3 * coupling for coupling in couplings]
+    couplings = [np.asarray(coupling, np.float32) for coupling in couplings]
+    plain = crf.mean_field(unary, *couplings, filters=f, iterations=3)[0]
+    for fast in (crf.infer(unary, couplings, f, 3), list(crf.iterate(unary, couplings, f, 3))[-1]):
+        np.testing.assert_allclose(fast, plain, atol=2e-4)
+
+
+def test_the_same_bits_on_any_number_of_threads(rng):
+    numba = pytest.importorskip("numba")
+    unary, f = large_model(rng, "symmetric")
+    threads, results = numba.get_num_threads(), []
+    for count in (1, threads, 1):
+        numba.set_num_threads(count)
+        results.append(crf.infer(unary, [crf.potts(3), crf.potts(4)], f, 3).tobytes())
+    numba.set_num_threads(threads)
+    assert len(set(results)) == 1
+
+
 def test_impossible_labels_and_large_energies(rng):
     # Energies differ by thousands: what is impossible stays so, and nothing becomes NaN.
     unary = rng.uniform(0, 3, (50, 4)).astype(np.float32)

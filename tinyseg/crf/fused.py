@@ -1,31 +1,70 @@
-r"""Mean field on lattices, with the whole update after the blur in one pass over the pixels.
+r"""Mean field on lattices, with the whole update between two blurs in one pass over the pixels.
 
-`mean_field` writes the update of X as a sum of messages, each an array (N, L) that is filled, scaled, coupled and
-added in passes of its own. Each pass over 2 · 10^5 pixels and 21 labels moves 16 MB, and there would be nine of
-them per iteration. Here a pixel does everything at once, while its numbers are at hand:
+`mean_field` writes the update of X as a sum of messages, each an array (N, L) that is filtered, scaled, coupled
+and added in passes of its own. Each pass over 2 · 10^5 pixels and 21 labels moves 16 MB, and there would be a
+dozen of them per iteration. Here a pixel does everything at once, while its numbers are in registers: it gathers
+its corners from the vertices of all lattices, takes the softmax, and adds the result to the vertices of the next
+iteration.
 
-    X_i  =  -U_i + sum over lattices m and corners q of  share_imq V_m,vertex(i, q)          Q_i  =  softmax(X_i)
+    X_i  =  -U_i  +  sum over corners k of  share_ik V_vertex(i, k)             Q_i  =  softmax(X_i)
+    V'_target(i, k)  +=  gift_ik Q_i
 
-    share_imq  =  -c_m alpha_m after_mi weight_imq
+    share_ik  =  -c alpha (D_after)_i weight_ik          gift_ik  =  (D_before)_i weight_ik
 
-The corners of all lattices stand in one table (N, corners of all lattices), and their vertices in one array of
-rows. The coupling c_m enters into the shares if it is a number; a vector or a matrix is applied to the vertices,
-since labels and pixels do not mix: C (F Q) = F (C Q).
+The corners of all lattices stand side by side, each with the coupling c, alpha and normalisation of its own. If
+c is negative and the normalisation symmetric, the factors are split evenly, and share and gift are one array. A
+coupling that is no number but a vector or a matrix is applied to the vertices, since labels and pixels do not mix:
+C (F Q) = F (C Q).
+
+Adding to vertices from many threads. The image is cut into parts, one task each, and no two parts add to the same
+row: the part in which a vertex first occurs adds to the vertex itself, any other part to an extra row that stands
+for it. The extra rows are added to their vertices afterwards, part by part. The cuts depend on the size of the
+image alone, so the bits do not depend on the number of threads. Where a part adds to a row for the first time,
+target holds ~row, and what was there before is multiplied by zero.
+
+    rows                          vertices of lattice 0, of lattice 1, ..., extra rows of part 0, of part 1, ...
+    vertex, share, target, gift   (N, corners of all lattices)
 
 The results are those of `mean_field` up to rounding; they do not keep what a backward pass needs. float32 only.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from tinyseg import backend
 from tinyseg.backend import Array
 from tinyseg.crf.filters import Normalised
-from tinyseg.crf.lattice import LatticeFilter, filtering
-from tinyseg.crf.lattice.table import Table
+from tinyseg.crf.lattice import LatticeFilter
 from tinyseg.crf.mean_field import couple
-from tinyseg.crf.row_kernels import LANES, blur_rows, join_corners, splat_rows, starts_of, update_rows
+from tinyseg.crf.row_kernels import (
+    LANES,
+    add_extra_rows,
+    blur_rows,
+    find_targets,
+    join_corners,
+    slots_of,
+    starts_of,
+    update_rows,
+)
+
+PARTS = 8  # of an image; more parts need more extra rows
+FEWEST = 1 << 12  # pixels of a part
+
+
+class Plan(NamedTuple):
+    """Who reads and writes which rows. See the module's docstring."""
+
+    tables: tuple[Array, Array, Array, Array]  # vertex, share, target, gift
+    offset: Array  # (lattices + 1,): the vertices of lattice m are the rows offset[m] ... offset[m + 1] - 1
+    points: int  # pixels of a part
+    extra: Array  # the vertex that each extra row stands for
+    begins: Array  # (parts + 1,): where the extra rows of each part begin in `extra`
+
+    @property
+    def rows(self) -> int:
+        return int(self.offset[-1]) + len(self.extra)
 
 
 def applies_to(unary: Array, filters: Sequence[Normalised]) -> bool:
@@ -39,47 +78,81 @@ def applies_to(unary: Array, filters: Sequence[Normalised]) -> bool:
 
 
 def marginals(
-    unary: Array, couplings: Sequence[Array], filters: Sequence[Normalised], iterations: int
+    unary: Array, couplings: Sequence[Array], filters: Sequence[Normalised], iterations: int, *, all_steps: bool
 ) -> Iterator[Array]:
-    """Q^0, Q^1, ... Q^iterations, each (N, L). All are the same array, which the next step overwrites."""
-    points, labels = unary.shape
+    """Q^0, Q^1, ... Q^iterations, each (N, L), or the last alone. Each overwrites the one before."""
+    labels = unary.shape[1]
     unary = _padded(unary)
     columns = unary.shape[1]
     starts = starts_of(columns)
-    q = np.empty_like(unary)
-    none = np.empty((points, 0), np.int32), np.empty((points, 0), np.float32)
-    update_rows(unary.reshape(-1), columns, starts, unary.reshape(-1), *none, q.reshape(-1))  # softmax(-U)
-    yield q[:, :labels]
-    if iterations == 0:
-        return
-
+    slots, label = slots_of(columns)
+    width, once = len(label), np.unique(label, return_index=True)[1][:labels]
     lattices = [f.kernel for f in filters if isinstance(f.kernel, LatticeFilter)]
-    tables = [lattice.table for lattice in lattices]
-    weights = [_splat_weights(f, table) for f, table in zip(filters, tables, strict=True)]
-    pieces = [filtering.pieces_of_splat(table) for table in tables]
-    offset = np.cumsum([0, *(filtering.rows(table) for table in tables)])
-    vertex, share = _shares(lattices, filters, couplings, offset)
-    values = np.empty((offset[-1], columns), np.float32)
-    for _ in range(iterations):
-        for m, table in enumerate(tables):
-            block = values[offset[m] : offset[m] + filtering.rows(table)]
-            row = block.reshape(-1), columns, starts
-            splat_rows(q.reshape(-1), *row[1:], table.first, table.entry_point, weights[m], pieces[m], row[0])
-            for chain, cuts in zip(table.chains, table.pieces, strict=True):
-                blur_rows(*row, chain, cuts)
+    plan = make_plan(lattices, filters, couplings)
+    old, new = (_aligned_zeros(plan.rows if iterations else 0, width) for _ in range(2))
+    q = np.empty_like(unary)
+    for step in range(iterations + 1):
+        last = step == iterations
+        what = (step > 0, not last, last or all_steps)  # read vertices, write vertices, write Q
+        rows = old.reshape(-1), width, slots, new.reshape(-1), q.reshape(-1)
+        update_rows(unary.reshape(-1), columns, starts, plan.tables, plan.points, what, *rows)
+        if last or all_steps:
+            yield q[:, :labels]
+        if last:
+            return
+        add_extra_rows(new.reshape(-1), width, slots, plan.extra, plan.begins, plan.offset[-1])
+        for m, lattice in enumerate(lattices):
+            block = new[plan.offset[m] : plan.offset[m + 1]]
+            for chain, pieces in zip(lattice.table.chains, lattice.table.pieces, strict=True):
+                blur_rows(block.reshape(-1), width, slots, chain, pieces)
             if couplings[m].ndim > 0:
-                block[: table.vertices, :labels] = couple(couplings[m], block[: table.vertices, :labels])
-        update_rows(unary.reshape(-1), columns, starts, values.reshape(-1), vertex, share, q.reshape(-1))
-        yield q[:, :labels]
+                block[:] = couple(couplings[m], block[:, once])[:, np.minimum(label, labels - 1)]
+        old, new = new, old
 
 
-def _splat_weights(kernel: Normalised, table: Table) -> Array:
-    """D_before and the barycentric weights in one: for each entry of the table."""
-    if kernel.before is None:
-        return table.entry_weight
-    weights = np.take(kernel.before, table.entry_point)
-    weights *= table.entry_weight
-    return weights
+def make_plan(
+    lattices: Sequence[LatticeFilter], filters: Sequence[Normalised], couplings: Sequence[Array]
+) -> Plan:
+    """Join the tables of all lattices, and give each part of the image its rows."""
+    pixels = lattices[0].points
+    parts = max(1, min(PARTS, pixels // FEWEST))
+    points = -(-pixels // parts)
+    column = np.cumsum([0, *(lattice.weight.shape[1] for lattice in lattices)])
+    offset = np.cumsum([0, *(lattice.vertices for lattice in lattices)])
+    vertex, target = (np.empty((pixels, column[-1]), np.int32) for _ in range(2))
+
+    extra = []  # for each lattice: the vertices of the extra rows of each part
+    for m, lattice in enumerate(lattices):
+        table = lattice.table
+        owner = (table.entry_point[table.first[:-1]] // points).astype(np.int32)
+        found, counts = np.empty((parts, points * lattice.weight.shape[1]), np.int32), np.empty(parts, np.int64)
+        find_targets(table.vertex, owner, points, column[m], target, found, counts)
+        extra.append([vertices[:count].copy() for vertices, count in zip(found, counts, strict=True)])
+    in_order = [extra[m][part] + offset[m] for part in range(parts) for m in range(len(lattices))]
+    first = offset[-1] + np.cumsum([0, *(len(vertices) for vertices in in_order)])
+
+    scales = [_scales(*model) for model in zip(lattices, filters, couplings, strict=True)]
+    gift = np.empty(vertex.shape, np.float32)
+    share = gift if all(read is write for read, write in scales) else np.empty_like(gift)
+    for m, (lattice, (read, write)) in enumerate(zip(lattices, scales, strict=True)):
+        extra_rows = np.array([lattice.vertices, *first[m : -1 : len(lattices)]])
+        join_corners(
+            *(lattice.table.vertex, lattice.weight, read, write, points, offset[m], extra_rows, column[m]),
+            (vertex, share, target, gift),
+        )
+    begins = first[:: len(lattices)] - offset[-1]
+    return Plan((vertex, share, target, gift), offset, points, np.concatenate(in_order), begins)
+
+
+def _scales(lattice: LatticeFilter, kernel: Normalised, coupling: Array) -> tuple[Array, Array]:
+    """For each pixel the factors with which it reads and writes vertices; one array for both, if it can be."""
+    factor = -lattice.alpha * (float(coupling) if coupling.ndim == 0 else 1)
+    one = np.ones((lattice.points, 1), np.float32)
+    read, write = (one[:, 0] if scale is None else scale[:, 0] for scale in (kernel.after, kernel.before))
+    if kernel.mode == "symmetric" and factor > 0:
+        both = np.float32(np.sqrt(factor)) * write
+        return both, both
+    return np.float32(factor) * read, np.ascontiguousarray(write)
 
 
 def _padded(unary: Array) -> Array:
@@ -90,16 +163,9 @@ def _padded(unary: Array) -> Array:
     return np.pad(unary, ((0, 0), (0, missing)), constant_values=np.inf)
 
 
-def _shares(
-    lattices: Sequence[LatticeFilter], filters: Sequence[Normalised], couplings: Sequence[Array], offset: Array
-) -> tuple[Array, Array]:
-    """For each pixel the rows of `values` that it gathers, and how much of each: (N, corners) int32, float32."""
-    points = lattices[0].points
-    columns = np.cumsum([0, *(lattice.weight.shape[1] for lattice in lattices)])
-    vertex, share = np.empty((points, columns[-1]), np.int32), np.empty((points, columns[-1]), np.float32)
-    for m, lattice in enumerate(lattices):
-        after = filters[m].after
-        after = np.ones(points, np.float32) if after is None else after.reshape(-1)
-        scale = np.float32(-lattice.alpha * (float(couplings[m]) if couplings[m].ndim == 0 else 1))
-        join_corners(lattice.table.vertex, lattice.weight, scale, after, offset[m], columns[m], vertex, share)
-    return vertex, share
+def _aligned_zeros(rows: int, width: int) -> Array:
+    """Zeros (rows, width) that begin with a line of the cache."""
+    line = 64
+    numbers = np.zeros(rows * width + line // 4, np.float32)
+    begin = -numbers.ctypes.data % line // 4
+    return numbers[begin : begin + rows * width].reshape(rows, width)

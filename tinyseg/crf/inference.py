@@ -34,7 +34,7 @@ def infer(unary: Array, couplings: Sequence[Array], filters: Sequence[Normalised
     The model is that of `mean_field`, which see for the couplings; nothing is kept for a backward pass.
     """
     q = unary
-    for q in iterate(unary, couplings, filters, iterations):  # noqa: B007
+    for q in _marginals(unary, couplings, filters, iterations, all_steps=False):  # noqa: B007
         pass
     return q
 
@@ -43,10 +43,18 @@ def iterate(
     unary: Array, couplings: Sequence[Array], filters: Sequence[Normalised], iterations: int = 5
 ) -> Iterator[Array]:
     """Q^0, Q^1, ... Q^T one by one. An array may be overwritten by the next: copy what is to be kept."""
+    return _marginals(unary, couplings, filters, iterations, all_steps=True)
+
+
+def _marginals(
+    unary: Array, couplings: Sequence[Array], filters: Sequence[Normalised], iterations: int, *, all_steps: bool
+) -> Iterator[Array]:
+    """All Q^t, or only such as come for free, of which the last is Q^T."""
     couplings = [np.asarray(coupling, unary.dtype) for coupling in couplings]
     check_model("infer", unary, couplings, filters, iterations)
     if fused.applies_to(unary, filters):
-        yield from fused.marginals(np.ascontiguousarray(unary), couplings, filters, iterations)
+        unary = np.ascontiguousarray(unary)
+        yield from fused.marginals(unary, couplings, filters, iterations, all_steps=all_steps)
         return
     q = softmax(-unary)
     yield q

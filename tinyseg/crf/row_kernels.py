@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 
 from tinyseg.backend import Kernel, kernel, prange
-from tinyseg.crf.lattice.filtering import PIECE
 
 LANES = 8  # numbers in a register: eight float32 are what AVX holds; other processors take two or four of theirs
 AHEAD = 12  # entries: how early a row is asked for
@@ -70,76 +69,102 @@ def starts_of(labels: int) -> tuple[int, ...]:
     return tuple(min(start, labels - LANES) for start in range(0, labels, LANES))
 
 
+def slots_of(labels: int) -> tuple[tuple[int, ...], list[int]]:
+    """The same registers one after the other: where they begin, and the label that each slot holds.
+
+    >>> slots_of(10)
+    ((0, 8), [0, 1, 2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6, 7, 8, 9])
+    """
+    starts = starts_of(labels)
+    label = [start + lane for start in starts for lane in range(LANES)]
+    return tuple(range(0, len(label), LANES)), label
+
+
 # ----------------------------------------------------------------------------------------------------- the kernels
 
 
 @kernel
-def splat_rows(x, labels, starts, first, entry_point, entry_weight, vertices, out):
-    """Splat, as `lattice.filtering.splat` does: float32; x and out are flat arrays of rows."""
-    parts = first.size - 1  # the row after the vertices: here go the parts of those that began in an earlier piece
-    for piece in prange(vertices.size):
-        begin = np.int64(piece) * PIECE
-        end = min(begin + PIECE, entry_point.size)
-        v = np.int64(vertices[piece])  # the vertex that entry `begin` belongs to
-        while begin < end:
-            row = parts + np.int64(piece) if first[v] < begin else v
-            stop = min(first[v + 1], end)
-            s = constant(np.float32(0), starts)
-            for k in range(begin, stop):
-                soon = np.int64(entry_point[min(k + AHEAD, end - 1)]) * labels
-                prefetch(x, soon)
-                prefetch(x, soon + labels - 1)
-                s = s + entry_weight[k] * load(x, np.int64(entry_point[k]) * labels, starts)
-            store(out, row * labels, starts, s)
-            begin = stop
-            v += 1
-    for piece in range(vertices.size):
-        v = vertices[piece]
-        if first[v] < piece * PIECE:
-            for c in range(labels):
-                out[v * labels + c] += out[(parts + piece) * labels + c]
+def find_targets(vertex, owner, points, column, target, extra, counts):
+    """To which rows does each pixel add? Written to target[:, column:], with rows as in `fused`'s docstring.
+
+    owner[v] is the part of the image in which vertex v first occurs. extra[p, n] becomes the vertex that the n-th
+    extra row of part p stands for, with the row number M + n in `target`, and counts[p] how many there are.
+    """
+    pixels, corners = vertex.shape
+    for task in prange(counts.size):
+        part = np.int64(task)
+        row_of = np.full(owner.size, -1, np.int32)
+        n = 0
+        for i in range(part * points, min((part + 1) * points, pixels)):
+            for k in range(corners):
+                v = vertex[i, k]
+                row = row_of[v]
+                if row < 0:
+                    row = v
+                    if owner[v] != part:
+                        extra[part, n] = v
+                        row = np.int32(owner.size + n)
+                        n += 1
+                    row_of[v] = row
+                    row = ~row
+                target[i, column + k] = row
+        counts[part] = n
 
 
 @kernel
-def blur_rows(values, labels, starts, chain, pieces):
+def join_corners(corner_vertex, corner_weight, read, write, points, first_row, extra_rows, column, tables):
+    """Write the corners of one lattice into the tables of all, with the final numbers of their rows.
+
+    read and write (N,) are what a pixel multiplies its weights with when it reads and writes vertices.
+    """
+    vertex, share, target, gift = tables
+    pixels, corners = corner_vertex.shape
+    m = extra_rows[0]  # rows from m on are extra ones in `target`; those of part p begin at extra_rows[1 + p]
+    for i in prange(pixels):
+        shift = extra_rows[1 + np.int64(i) // points] - m
+        for k in range(corners):
+            row = target[i, column + k]
+            known = max(row, ~row)
+            known += first_row if known < m else shift
+            target[i, column + k] = known if row >= 0 else ~known
+            vertex[i, column + k] = first_row + corner_vertex[i, k]
+            gift[i, column + k] = write[i] * corner_weight[i, k]
+            share[i, column + k] = read[i] * corner_weight[i, k]
+
+
+@kernel
+def add_extra_rows(values, width, slots, extra, begins, first_row):
+    """Add the extra rows of each part to their vertices, part by part."""
+    for part in range(begins.size - 1):
+        for k in prange(begins[part], begins[part + 1]):
+            place = np.int64(extra[k]) * width
+            other = (first_row + np.int64(k)) * width
+            store(values, place, slots, load(values, place, slots) + load(values, other, slots))
+
+
+@kernel
+def blur_rows(values, width, slots, chain, pieces):
     """Blur along one axis, as `lattice.filtering.blur` does: float32, in place; values is a flat array of rows."""
-    half = np.float32(0.5)
     for piece in prange(pieces.size - 1):
-        k = np.int64(pieces[piece])
+        begin = np.int64(pieces[piece])
         end = np.int64(pieces[piece + 1])
-        while k < end:
-            v = np.int64(chain[k])
-            before = constant(np.float32(0), starts)
-            here = load(values, v * labels, starts)
-            while True:  # not `while not last`: from that, Numba 0.68 makes code that mixes up before and here
-                k += 1
-                following = np.int64(chain[k])
-                last = following < 0
-                following = max(following, ~following)
-                soon = np.int64(chain[min(k + AHEAD, end - 1)])
-                soon = max(soon, ~soon) * labels
+        if begin < end:
+            last = end - 1
+            v = np.int64(chain[begin])
+            here = load(values, max(v, ~v) * width, slots)
+            before = constant(np.float32(0), slots)
+            for k in range(begin, end):
+                soon = np.int64(chain[min(k + AHEAD, last)])
+                soon = max(soon, ~soon) * width
                 prefetch(values, soon)
-                prefetch(values, soon + labels - 1)
-                ahead = load(values, following * labels, starts)
-                store(values, v * labels, starts, here + half * (before + ahead))
-                before = here
+                prefetch(values, soon + width - 1)
+                v = np.int64(chain[k])
+                following = np.int64(chain[min(k + 1, last)])
+                link = np.float32(0.5) if v >= 0 else np.float32(0)  # a chain's last vertex has nobody ahead
+                ahead = load(values, max(following, ~following) * width, slots)
+                store(values, max(v, ~v) * width, slots, here + before + link * ahead)
+                before = link * here
                 here = ahead
-                v = following
-                if last:
-                    break
-            store(values, v * labels, starts, here + half * before)
-            k += 1
-
-
-@kernel
-def join_corners(corner_vertex, corner_weight, scale, after, first_row, column, vertex, share):
-    """Write the corners of one lattice into the table of all: their rows, and scale after_i weight_iq."""
-    points, corners = corner_vertex.shape
-    for i in prange(points):
-        factor = scale * after[i]
-        for q in range(corners):
-            vertex[i, column + q] = first_row + corner_vertex[i, q]
-            share[i, column + q] = factor * corner_weight[i, q]
 
 
 @kernel(inline=True)
@@ -163,27 +188,51 @@ def _exp(x):
 
 
 @kernel
-def update_rows(unary, labels, starts, values, vertex, share, q):
-    """Q = softmax(-U + the shares of the vertices): float32; unary, values and q are flat arrays of rows."""
-    points, corners = vertex.shape
-    for block in prange((points + PIXELS - 1) // PIXELS):
-        begin = np.int64(block) * PIXELS
-        end = min(begin + PIXELS, points)
-        for i in range(begin, end):
-            soon = min(i + 2, points - 1)
-            x = np.float32(-1) * load(unary, i * labels, starts)
-            for k in range(corners):
-                place = np.int64(vertex[soon, k]) * labels
-                prefetch(values, place)
-                prefetch(values, place + labels - 1)
-                x = x + share[i, k] * load(values, np.int64(vertex[i, k]) * labels, starts)
-            store(q, i * labels, starts, x + constant(-largest(x), starts))
-        some = q[begin * labels : end * labels]  # an array of its own, or the compiler does one number at a time
-        for c in range(some.size):
-            some[c] = _exp(some[c])
-        for i in range(begin, end):
-            x = load(q, i * labels, starts)
-            store(q, i * labels, starts, (np.float32(1) / total(x, starts)) * x)
+def update_rows(unary, labels, starts, tables, points, what, old, width, slots, new, q):
+    """One update of all pixels: see `fused`. unary, old, new and q are flat arrays of rows.
+
+    what = (gather, scatter, keep): read the vertices in `old`; add to the vertices in `new`; write q.
+    """
+    vertex, share, target, gift = tables
+    gather, scatter, keep = what
+    pixels, corners = vertex.shape
+    for part in prange((pixels + points - 1) // points):
+        some = np.empty(PIXELS * labels, np.float32)
+        end = min((np.int64(part) + 1) * points, pixels)
+        for first in range(np.int64(part) * points, end, PIXELS):
+            count = min(PIXELS, end - first)
+            for j in range(count):
+                i = first + j
+                soon = min(i + 2, pixels - 1)
+                x = np.float32(-1) * load(unary, i * labels, starts)
+                if gather:
+                    for k in range(corners):
+                        place = np.int64(vertex[soon, k]) * width
+                        prefetch(old, place)
+                        prefetch(old, place + width - 1)
+                        x = x + share[i, k] * load(old, np.int64(vertex[i, k]) * width, slots)
+                store(some, j * labels, starts, x + constant(-largest(x), starts))
+            numbers = some[: count * labels]
+            for c in range(numbers.size):
+                numbers[c] = _exp(numbers[c])
+            for j in range(count):
+                i = first + j
+                soon = min(i + 2, pixels - 1)
+                x = load(some, j * labels, starts)
+                x = (np.float32(1) / total(x, starts)) * x
+                if keep:
+                    store(q, i * labels, starts, x)
+                if scatter:
+                    for k in range(corners):
+                        row = np.int64(target[soon, k])
+                        place = (row ^ (row >> 63)) * width
+                        prefetch(new, place)
+                        prefetch(new, place + width - 1)
+                        row = np.int64(target[i, k])
+                        new_row = row >> 63  # -1 where row is negative, otherwise 0
+                        place = (row ^ new_row) * width
+                        y = np.float32(1 + new_row) * load(new, place, slots)
+                        store(new, place, slots, y + gift[i, k] * x)
 
 
 # ------------------------------------------------------------------------------------------------ the instructions
