@@ -1,6 +1,7 @@
-"""What all tests share: the backends, random arrays, and the folder of real images."""
+"""What all tests share: the backends, random arrays, the folder of real images, and the oracles."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -47,3 +48,24 @@ def real_data() -> Path:
 def torch():
     """PyTorch on the CPU, the oracle of most operators; its tests are skipped where it is missing."""
     return pytest.importorskip("torch", reason="PyTorch is the oracle of this test: pip install torch")
+
+
+@pytest.fixture(scope="session")
+def torchvision(torch):
+    """torchvision's networks, an oracle too. They need none of its compiled operators, so a build will do whose
+    compiled part is for another PyTorch."""
+    pytest.importorskip("PIL", reason="torchvision needs Pillow")
+    try:
+        import torchvision
+    except ImportError:
+        pytest.skip("torchvision is the oracle of this test: pip install --no-deps torchvision")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        torchvision.declared = library  # it lives as long as the module
+    return torchvision

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import struct
-import sys
 import tracemalloc
 import types
 import zipfile
@@ -160,25 +159,6 @@ def write(tmp_path_factory):
         return path
 
     return function
-
-
-@pytest.fixture(scope="session")
-def torchvision(torch):
-    """torchvision's networks, also from a build for another PyTorch: its compiled operators are not needed."""
-    try:
-        import torchvision
-    except ImportError:
-        pytest.skip("torchvision is the oracle of this test: pip install --no-deps torchvision")
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-
-        torchvision.declared = library  # it lives as long as the module
-    return torchvision
 
 
 @pytest.fixture

@@ -1,29 +1,7 @@
-"""What the tests of the backbones share: torchvision as an oracle, and weights carried from it to here."""
-
-import sys
+"""What the tests of the backbones share: weights carried from torchvision to here."""
 
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="session")
-def torchvision(torch):
-    """torchvision's networks. They need none of its compiled operators, so a build of it without them will do."""
-    pytest.importorskip("PIL", reason="torchvision needs Pillow")
-    try:
-        import torchvision
-    except ImportError:
-        pytest.skip("torchvision is the oracle of this test: pip install --no-deps torchvision")
-    except RuntimeError:  # its compiled part is for another build of PyTorch
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-
-        torchvision.declared = library  # it lives as long as the module
-    return torchvision
 
 
 @pytest.fixture
