@@ -104,6 +104,7 @@ def upload(array: np.ndarray) -> HostArray:
 class HostGpu:
     """order: in which order blocks and threads take turns, one of ORDERS."""
 
+    capability = 90
     shared_limit = 227 * 1024
     libraries: ClassVar[dict[str, ctypes.CDLL]] = {}
 

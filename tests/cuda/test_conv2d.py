@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from tinyseg import ops
-from tinyseg.ops.conv2d import gather
+from tinyseg import cuda, ops
+from tinyseg.cuda import allow_tf32
+from tinyseg.ops.conv2d import algorithms, gather
 
 # Rows of a product come in tiles of 128, columns of 64, the sum in slices of 16: smaller, larger, and none of a
 # multiple. (images, height, width, channels, out channels, kernel, options)
@@ -81,18 +82,80 @@ def test_depthwise_sums_over_pixels_in_several_parts(machine, dtype):
     assert gather.parts(2 * 40 * 32, blocks=1, elements=72, shortest=16 * 256 // 16)[0] > 3
 
 
-def test_depthwise_takes_groups_of_one_channel(machine):
-    x, w = machine.numbers(1, 3, 3, 4), machine.numbers(1, 1, 2, 2)
+# The sum comes in slices of 32, three of them on their way.
+TENSOR_CORES = {
+    "one pixel": (1, 1, 1, 4, 4, (1, 1), {}),
+    "a slice of several taps": (2, 9, 8, 4, 8, (3, 3), {"padding": 1}),
+    "more than a tile of everything": (1, 5, 27, 36, 68, (2, 2), {"padding": (1, 0, 0, 1)}),
+    "stride and dilation": (2, 7, 9, 8, 12, (3, 2), {"stride": (2, 3), "dilation": (3, 2), "padding": 2}),
+    "stride larger than the kernel": (1, 7, 8, 4, 4, (1, 2), {"stride": (3, 4)}),
+    "two groups": (1, 5, 6, 24, 16, (3, 1), {"groups": 2, "padding": 1}),
+    "dilation beyond the image": (1, 5, 4, 32, 4, (3, 3), {"padding": 7, "dilation": 7}),
+    "dilation beyond some blocks": (1, 20, 13, 4, 4, (3, 3), {"padding": (12, 12, 3, 3), "dilation": (12, 3)}),
+}
 
-    def on_gpu(x, w):
-        if not isinstance(x, np.ndarray):
-            with pytest.raises(
-                ValueError, match=r"'depthwise' takes groups of one channel, but w .* shape .1, 1, 2, 2"
-            ):
-                ops.conv2d(x, w, groups=2, algo="depthwise")
-        return ops.conv2d(x, w, groups=2)[0]
 
-    machine.agree(on_gpu, x, w)
+@pytest.mark.parametrize("case", TENSOR_CORES.values(), ids=TENSOR_CORES.keys())
+def test_tensor_cores_are_as_exact_as_float32(machine, case):
+    check(machine, case, np.float32, "tensor_cores", tolerance={np.dtype(np.float32): 3e-6})
+
+
+def test_tensor_cores_with_tf32(machine):
+    with allow_tf32():
+        check(
+            *(machine, TENSOR_CORES["stride and dilation"], np.float32, "tensor_cores"),
+            tolerance={np.dtype(np.float32): 3e-3},
+        )
+
+
+def test_tensor_cores_sum_over_pixels_in_several_parts(machine):
+    check(machine, (2, 24, 17, 4, 4, (2, 3), {}), np.float32, "tensor_cores")
+
+
+def test_the_choice_of_an_algorithm(machine):
+    def chosen(in_group, out_channels, groups=1, dtype=np.float32):
+        return algorithms.choose(
+            "auto", w, cuda.to_device(np.zeros((3, 3, in_group, out_channels), dtype)), groups
+        )
+
+    with cuda.on(machine.devices[0]):
+        w = cuda.to_device(np.zeros(1))
+        assert chosen(64, 64) is chosen(4, 4) is chosen(8, 24, groups=2) is algorithms.tensor_cores
+        assert chosen(64, 64, dtype=np.float64) is chosen(3, 64) is chosen(64, 21) is algorithms.implicit_gemm
+        assert chosen(1, 8, groups=8) is chosen(1, 16, groups=8) is algorithms.depthwise
+        assert chosen(1, 8) is algorithms.implicit_gemm
+
+
+@pytest.mark.parametrize(
+    "algo, groups, match",
+    [
+        ("depthwise", 2, "takes groups of one channel, not of 2; choose 'auto' or 'implicit_gemm'"),
+        ("tensor_cores", 2, "multiple of 4 channels on both sides, not 2 and 4; choose"),
+        ("tensor_cores", 1, "for float32, not float64"),
+        ("patches", 1, "algo 'patches' is not for arrays on the GPU; choose 'auto' or one of .*'tensor_cores'"),
+        ("fast", 1, "unknown algo 'fast'; choose 'auto' or one of .*'tensor_cores'"),
+    ],
+)
+def test_algorithms_that_are_not_possible(machine, algo, groups, match):
+    dtype = np.float32 if groups == 2 else np.float64
+    with cuda.on(machine.devices[0]), pytest.raises(ValueError, match=match):
+        x, w = (
+            cuda.to_device(np.zeros((1, 3, 3, 4), dtype)),
+            cuda.to_device(np.zeros((1, 1, 4 // groups, 8), dtype)),
+        )
+        ops.conv2d(x, w, groups=groups, algo=algo)
+
+
+def test_tensor_cores_need_a_newer_gpu(host):
+    older = host()
+    older.capability = 75
+    with cuda.on(older), pytest.raises(ValueError, match=r"compute capability 8.0, this one has 7.5"):
+        ops.conv2d(*(cuda.to_device(np.zeros((1, 3, 4, 4), np.float32)) for _ in "xw"), algo="tensor_cores")
+
+
+def test_algorithms_of_the_gpu_are_not_for_the_cpu():
+    with pytest.raises(ValueError, match=r"algo 'implicit_gemm' is not for arrays on the CPU; choose 'auto' or"):
+        ops.conv2d(np.zeros((1, 3, 3, 1)), np.zeros((1, 1, 1, 1)), algo="implicit_gemm")
 
 
 TRANSPOSED = {
@@ -116,20 +179,6 @@ def test_transposed(machine, dtype, case):
         return y, *ops.conv_transpose2d_backward(dy, cache)
 
     machine.agree(both, x, w, b, dy)
-
-
-def test_algorithms_of_the_other_kind_of_array(machine):
-    x, w = machine.numbers(1, 3, 3, 1), machine.numbers(1, 1, 1, 1)
-    with pytest.raises(ValueError, match=r"algo 'implicit_gemm' is not for arrays on the CPU; choose 'auto' or"):
-        ops.conv2d(x, w, algo="implicit_gemm")
-
-    def on_gpu(x, w):
-        if not isinstance(x, np.ndarray):
-            with pytest.raises(ValueError, match=r"algo 'patches' is not for arrays on the GPU; choose 'auto' or"):
-                ops.conv2d(x, w, algo="patches")
-        return ops.conv2d(x, w)[0]
-
-    machine.agree(on_gpu, x, w)
 
 
 def test_too_many_pixels():

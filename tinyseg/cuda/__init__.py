@@ -16,8 +16,8 @@ compiled when they are first launched. An operator's launcher looks like this:
         return y
 
 Parts: `signature` reads what kernels take from their source, `kernels` checks and launches, `device` is what it
-launches on, `gpu` that device through CuPy, `nvrtc` the compiler, `machine` what is missing on this computer, `precision`
-how exactly tensor cores multiply.
+launches on, `gpu` that device through CuPy, `nvrtc` the compiler, `machine` what is missing on this computer,
+`precision` how exactly tensor cores multiply.
 """
 
 from collections.abc import Sequence
@@ -97,9 +97,10 @@ def quads(count: int) -> int:
     return -(-count // 4)
 
 
-def lanes(count: int) -> int:
-    """How many lanes of a warp share a row of `count` elements: a power of 2 up to 32."""
-    return min(32, 1 << (count - 1).bit_length())
+def lanes(count: int, each: int = 1) -> int:
+    """How many lanes of a warp share a row of `count` elements, so that each has up to `each` of them if they are
+    enough: a power of 2 up to 32."""
+    return min(32, 1 << (-(-count // each) - 1).bit_length())
 
 
 def tile(pixels: int, channels: int, threads: int = 256) -> tuple[int, tuple[int, int]]:

@@ -26,6 +26,7 @@ class Memory(NamedTuple):
 
 
 class Device(Protocol):
+    capability: int  # 90 is compute capability 9.0
     shared_limit: int  # bytes of shared memory that one block may have
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> Array:

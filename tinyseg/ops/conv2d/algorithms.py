@@ -4,6 +4,10 @@
     data_gradient(dy, w, b, window, groups)    dx, and the forward pass of a transposed convolution
     weight_gradient(x, dy, window, groups)     dw of both
 
+Those for the GPU have one more, which says why it cannot convolve with some weights, or None:
+
+    unsuitable(w, groups)
+
 A faster convolution is added here: one more module, one more name, and a line in `choose` that says when it wins.
 """
 
@@ -13,29 +17,40 @@ import numpy as np
 
 from tinyseg import backend
 from tinyseg.backend import Array
-from tinyseg.ops.conv2d import depthwise, direct, implicit_gemm, patches, reference
+from tinyseg.ops.conv2d import depthwise, direct, implicit_gemm, patches, reference, tensor_cores
 
 ALGORITHMS = {"reference": reference, "direct": direct, "patches": patches}
-GPU_ALGORITHMS = {"depthwise": depthwise, "implicit_gemm": implicit_gemm}
+GPU_ALGORITHMS = {"depthwise": depthwise, "implicit_gemm": implicit_gemm, "tensor_cores": tensor_cores}
 
 
 def choose(algo: str, x: Array, w: Array, groups: int) -> ModuleType:
     """The module for `algo`, or for "auto" the one that suits the backend and the weights (R, S, C/G, O)."""
     if algo != "auto":
-        return _named(algo, x)
+        return _named(algo, x, w, groups)
+    if backend.name_for(x) == "cupy":
+        return _best_on_gpu(w, groups)
     # With fewer than 8 channels on either side of a group, a matrix product spends its time on copying.
     small_groups = groups > 1 and min(w.shape[2], w.shape[3] // groups) < 8
-    on_cpu = direct if small_groups else patches
-    # A single input channel in each group: nothing to multiply matrices for.
-    on_gpu = depthwise if groups > 1 and w.shape[2] == 1 else implicit_gemm
-    return backend.choose(x, numpy=reference, numba=on_cpu, cuda=on_gpu)
+    return backend.choose(x, numpy=reference, numba=direct if small_groups else patches)
 
 
-def _named(algo: str, x: Array) -> ModuleType:
+def _best_on_gpu(w: Array, groups: int) -> ModuleType:
+    if groups > 1 and depthwise.unsuitable(w, groups) is None:
+        return depthwise
+    return implicit_gemm if tensor_cores.unsuitable(w, groups) else tensor_cores
+
+
+def _named(algo: str, x: Array, w: Array, groups: int) -> ModuleType:
     on_gpu = not isinstance(x, np.ndarray)
     here, elsewhere = (GPU_ALGORITHMS, ALGORITHMS) if on_gpu else (ALGORITHMS, GPU_ALGORITHMS)
-    if algo in here:
-        return here[algo]
-    where = "GPU" if on_gpu else "CPU"
-    problem = f"algo {algo!r} is not for arrays on the {where}" if algo in elsewhere else f"unknown algo {algo!r}"
-    raise ValueError(f"conv2d: {problem}; choose 'auto' or one of {sorted(here)}")
+    if algo not in here:
+        where = "GPU" if on_gpu else "CPU"
+        known = f"algo {algo!r} is not for arrays on the {where}"
+        raise ValueError(
+            f"conv2d: {known if algo in elsewhere else f'unknown algo {algo!r}'}; "
+            f"choose 'auto' or one of {sorted(here)}"
+        )
+    reason = here[algo].unsuitable(w, groups) if on_gpu else None
+    if reason is not None:
+        raise ValueError(f"conv2d: algo {algo!r} is not possible: {reason}; choose 'auto' or 'implicit_gemm'")
+    return here[algo]

@@ -1,22 +1,24 @@
-// Depthwise convolution, where each channel has kernels of its own: see depthwise.py. There is no matrix product in
-// it: a source element meets R S numbers and no more, so it is all about reading memory well. Neighbouring threads
-// have neighbouring channels, WIDTH of them each, and read them with one instruction.
+// Depthwise convolution, where each channel has kernels of its own: see depthwise.py. There is no matrix product
+// in it: a source element meets R S numbers and no more, so it is all about reading memory well. Neighbouring
+// threads have neighbouring channels, WIDTH of them each, and read them with one instruction.
 
-constexpr int STRIP = 4;  // output pixels side by side that a thread makes: it reads each weight once for all of them
-constexpr int TAPS = 9;   // taps that a thread sums for the gradient of the weights: it reads dy once for all of them
+constexpr int STRIP = 4;  // output pixels side by side that a thread makes: it reads a weight once for all of them
+constexpr int TAPS = 9;   // taps that a thread sums for the gradient of the weights: it reads dy once for all
 
 // out[n, phase + i * stride, j] = bias[j] + sum over taps and m < terms of
 //     source[n, i * step + offset(tap), k + m] * weights[tap, j * terms + m],      k = j / copies * terms.
-// Forward, `copies` output channels see the same source channel, and there is one term. In the gradient of the data
-// there is one copy, and a term for each of the channels that saw it. With WIDTH = 4 both are 1.
-// Blocks along x: WIDTH channels of a strip by each thread, channels fastest; along y: phases.
+// Forward, `copies` output channels see the same source channel, and there is one term. In the gradient of the
+// data there is one copy, and a term for each of the channels that saw it. With WIDTH = 4 both are 1. Blocks along
+// x: WIDTH channels of a strip by each thread, channels fastest; along y: phases.
 KERNEL(256, 2) void depthwise_product(
-    const scalar *source, const scalar *weights, const scalar *bias, scalar *out, int images, int channels, int copies,
-    int terms, int source_height, int out_height, int tap_rows, int row_step, int row_stride, int row_origin,
+    const scalar *source, const scalar *weights, const scalar *bias, scalar *out,
+    int images, int channels, int copies, int terms,
+    int source_height, int out_height, int tap_rows, int row_step, int row_stride, int row_origin,
     int row_spread, int source_width, int out_width, int tap_columns, int column_step, int column_stride,
     int column_origin, int column_spread) {
     Axis vertical = {source_height, out_height, tap_rows, row_step, row_stride, row_origin, row_spread};
-    Axis horizontal = {source_width, out_width, tap_columns, column_step, column_stride, column_origin, column_spread};
+    Axis horizontal = {source_width,  out_width,     tap_columns,  column_step,
+                       column_stride, column_origin, column_spread};
     int row_phase = blockIdx.y / phases_of(horizontal), column_phase = blockIdx.y % phases_of(horizontal);
     int grid_height = count_of_phase(vertical, row_phase), grid_width = count_of_phase(horizontal, column_phase);
     int strips = (grid_width + STRIP - 1) / STRIP, runs = channels / WIDTH;
@@ -25,18 +27,19 @@ KERNEL(256, 2) void depthwise_product(
         return;
     Counter at = counter_at(strip, grid_height, strips);  // image, row, strip of columns
     int channel = number % runs * WIDTH, i = at.middle, j = at.low * STRIP;
-    int from = channel / copies * terms, source_channels = channels / copies * terms, all_weights = channels * terms;
+    int from = channel / copies * terms, source_channels = channels / copies * terms;
+    int all_weights = channels * terms;
     Taps down = taps_of_phase(vertical, row_phase), across = taps_of_phase(horizontal, column_phase);
 
     pack<WIDTH> sums[STRIP] = {};
     for (int k = 0; k < down.count; ++k) {
-        int h = i * row_step + down.offset + k * down.pace;
+        int h = i * row_step + offset_of(down, k);
         if (h < 0 || h >= source_height)
             continue;
         const scalar *row = source + (int64(at.high) * source_height + h) * source_width * source_channels + from;
         for (int l = 0; l < across.count; ++l) {
-            int tap = (down.first + k * down.apart) * tap_columns + across.first + l * across.apart;
-            int v = j * column_step + across.offset + l * across.pace;
+            int tap = tap_of(down, k) * tap_columns + tap_of(across, l);
+            int v = j * column_step + offset_of(across, l);
             for (int m = 0; m < terms; ++m) {
                 pack<WIDTH> w = load<WIDTH>(weights + int64(tap) * all_weights + channel * terms + m);
 #pragma unroll
@@ -67,9 +70,9 @@ KERNEL(256, 2) void depthwise_product(
     }
 }
 
-// partial[part, tap, o] = sum over the part's pixels (n, p, q) of x[n, h, v, o / copies] * dy[n, p, q, o].
-// `width` threads, a power of 2, stand side by side along the channels; the 256 / width rows of threads take the
-// part's pixels in turn, and are added up at the end. Blocks along x: parts; along y: runs of channels; along z: taps.
+// partial[part, tap, o] = sum over the part's pixels (n, p, q) of x[n, h, v, o / copies] * dy[n, p, q, o]. `width`
+// threads, a power of 2, stand side by side along the channels; the 256 / width rows of threads take the part's
+// pixels in turn, and are added up at the end. Blocks along x: parts; along y: runs of channels; along z: taps.
 KERNEL(256, 1) void depthwise_weight_gradient(
     const scalar *x, const scalar *dy, scalar *partial, int images, int channels, int copies, int width,
     int part_pixels, int height, int out_height, int tap_rows, int row_step, int row_origin, int row_spread,

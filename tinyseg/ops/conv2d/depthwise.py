@@ -25,14 +25,17 @@ STRIP, TAPS = 4, 9  # as in the kernel file
 _cuda = cuda.KernelFile(__file__, headers=["taps.cuh"], WIDTH=(4, 1))
 
 
+def unsuitable(w: Array, groups: int) -> str | None:
+    """Why weights (R, S, C/G, O) cannot be convolved with here; None if they can."""
+    return None if w.shape[2] == 1 else f"it takes groups of one channel, not of {w.shape[2]}"
+
+
 def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    _check(w)
     copies = w.shape[3] // groups
     return _product(x, w, b, gather.forward_axes(window), w.shape[3], copies, 1)
 
 
 def data_gradient(dy: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    _check(w)
     terms = w.shape[3] // groups
     return _product(dy, w, b, gather.data_gradient_axes(window), groups, 1, terms)
 
@@ -47,13 +50,10 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     pixels = gather.pixel_count(len(x), *window.out)
     parts, part_pixels = gather.parts(pixels, runs * tap_runs, taps * channels, shortest=16 * 256 // width)
     partial = cuda.empty((parts, *window.kernel, 1, channels), x.dtype)
-    rows, columns = (
-        (axis.source, axis.out, axis.taps, axis.step, axis.origin, axis.spread)
-        for axis in gather.forward_axes(window)
-    )
+    arguments = (x, dy, partial, len(x), channels, copies, width, part_pixels)
     _cuda.launch(
         "depthwise_weight_gradient",
-        *(x, dy, partial, len(x), channels, copies, width, part_pixels, *rows, *columns),
+        *(*arguments, *gather.weight_gradient_axes(window)),
         blocks=(parts, runs, tap_runs),
         WIDTH=per_thread,
     )
@@ -81,11 +81,3 @@ def _product(
 
 def _width(channels: int, copies: int, terms: int) -> int:
     return 4 if channels % 4 == 0 and copies == terms == 1 else 1
-
-
-def _check(w: Array) -> None:
-    if w.shape[2] != 1:
-        raise ValueError(
-            f"conv2d: algo 'depthwise' takes groups of one channel, but w (R, S, C/groups, O) has the shape "
-            f"{w.shape}"
-        )

@@ -1,4 +1,4 @@
-"""What the CUDA kernels of convolution share: the geometry that they are launched with. See taps.cuh.
+"""What the CUDA kernels of convolution share: the geometry that they are launched with, and how. See taps.cuh.
 
 Along an axis, output element  h = phase + i * stride  meets tap r at the source element  i * step + offset(r):
 
@@ -11,9 +11,12 @@ Along an axis, output element  h = phase + i * stride  meets tap r at the source
 
 from typing import NamedTuple
 
+from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.ops import sums
 from tinyseg.ops.geometry import Window
+
+ROWS, COLUMNS = 128, 64  # of the matrix product that a block calculates, in all kernel files
 
 
 class Axis(NamedTuple):
@@ -102,3 +105,60 @@ def sum_parts(partial: Array) -> Array:
     if parts == 1:
         return partial.reshape(shape)
     return sums.over_middle(partial, 1, parts, partial.size // parts).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------------------ launchers
+# Two files have kernels of these names, with the same arguments: implicit_gemm.cu and tensor_cores.cu.
+
+
+def product(
+    kernels: cuda.KernelFile,
+    source: Array,
+    w: Array,
+    b: Array | None,
+    axes: tuple[Axis, Axis],
+    groups: int,
+    **settings: int,
+) -> Array:
+    """out[n, h, v, (g, o)] = b[(g, o)] + sum over the taps that (h, v) meets and over c of source * w.
+
+    source: N H' W' (G C'), w: R S C' (G O'), b: (G O') or None. settings: of the launch.
+    """
+    source, w = cuda.contiguous(source), cuda.contiguous(w)
+    bias = None if b is None else cuda.contiguous(b)
+    rows, columns = axes
+    images, in_group, out_group = len(source), w.shape[2], w.shape[3] // groups
+    out = cuda.empty((images, rows.out, columns.out, w.shape[3]), source.dtype)
+    pixel_tiles = -(-pixel_count(images, rows.longest, columns.longest) // ROWS)
+    blocks = pixel_tiles * rows.phases * columns.phases * -(-out_group // COLUMNS)
+    arguments = (source, w, bias, out, images, in_group, out_group, *rows, *columns)
+    kernels.launch("gather_product", *arguments, blocks=(blocks, groups), **settings)
+    return out
+
+
+def weight_gradient(
+    kernels: cuda.KernelFile, x: Array, dy: Array, window: Window, groups: int, **settings: int
+) -> Array:
+    """dw[r, s, c, (g, o)] = sum over n, p, q of x[n, h, v, (g, c)] * dy[n, p, q, (g, o)].
+
+    settings: of the launch.
+    """
+    x, dy = cuda.contiguous(x), cuda.contiguous(dy)
+    images, in_group, out_group = len(x), x.shape[3] // groups, dy.shape[3] // groups
+    length = window.kernel[0] * window.kernel[1] * in_group
+    row_tiles, column_tiles = -(-length // ROWS), -(-out_group // COLUMNS)
+    pixels = pixel_count(images, *window.out)
+    count, part_pixels = parts(pixels, row_tiles * column_tiles * groups, length * dy.shape[3], shortest=256)
+    partial = cuda.empty((count, *window.kernel, in_group, dy.shape[3]), x.dtype)
+    arguments = (x, dy, partial, images, in_group, out_group, part_pixels, *weight_gradient_axes(window))
+    kernels.launch("weight_gradient", *arguments, blocks=(row_tiles * count, column_tiles, groups), **settings)
+    return sum_parts(partial)
+
+
+def weight_gradient_axes(window: Window) -> tuple[int, ...]:
+    """Both axes for kernels that walk over output pixels: `forward_axes` without the stride, which is 1."""
+    return tuple(
+        number
+        for axis in forward_axes(window)
+        for number in (axis.source, axis.out, axis.taps, axis.step, axis.origin, axis.spread)
+    )

@@ -1,9 +1,9 @@
 // Convolution as a matrix product whose left matrix, the patches, is never stored: see implicit_gemm.py.
 //
 // 256 threads calculate a tile of the product, 128 rows by 64 columns. They take the two matrices in slices of 16
-// along the sum: all threads copy a slice of each to shared memory, then every thread multiplies. Thread t holds the
-// 8 x 4 numbers of rows 8 * (t / 16) + 0..7 and columns 4 * (t % 16) + 0..3 in registers. For each of the 16 steps
-// of a slice it reads 8 + 4 numbers and does 32 multiplications with them.
+// along the sum: all threads copy a slice of each to shared memory, then every thread multiplies. Thread t holds
+// the 8 x 4 numbers of rows 8 * (t / 16) + 0..7 and columns 4 * (t % 16) + 0..3 in registers. For each of the 16
+// steps of a slice it reads 8 + 4 numbers and does 32 multiplications with them.
 //
 // WIDTH: how many neighbouring numbers of the left matrix a thread copies at once, 1 or 4.
 
@@ -64,8 +64,8 @@ struct Pixel {
 
 // out[n, phase + i * stride, g, o] = bias[g, o] + sum over taps and c of
 //     source[n, i * step + offset(tap), g, c] * weights[tap, c, g, o].
-// A row of the product is a pixel (n, i, j) of a phase, a column a channel o; the sum runs over (tap row, tap column,
-// c), c fastest. Blocks along x: channel tiles of all phases of all pixel tiles; along y: groups.
+// A row of the product is a pixel (n, i, j) of a phase, a column a channel o; the sum runs over (tap row, tap
+// column, c), c fastest. Blocks along x: channel tiles of all phases of all pixel tiles; along y: groups.
 KERNEL(256, 2) void gather_product(
     const scalar *source, const scalar *weights, const scalar *bias, scalar *out, int images, int in_group,
     int out_group, int source_height, int out_height, int tap_rows, int row_step, int row_stride, int row_origin,
@@ -74,7 +74,8 @@ KERNEL(256, 2) void gather_product(
     SHARED Slices slices;
     SHARED Pixel pixel_of_row[ROWS];
     Axis vertical = {source_height, out_height, tap_rows, row_step, row_stride, row_origin, row_spread};
-    Axis horizontal = {source_width, out_width, tap_columns, column_step, column_stride, column_origin, column_spread};
+    Axis horizontal = {source_width,  out_width,     tap_columns,  column_step,
+                       column_stride, column_origin, column_spread};
     int channel_tiles = (out_group + COLUMNS - 1) / COLUMNS;
     int phases = phases_of(vertical) * phases_of(horizontal);
     int phase = blockIdx.x / channel_tiles % phases;
@@ -111,7 +112,7 @@ KERNEL(256, 2) void gather_product(
 
     Sums sums = {};
     for (int start = 0; start < length; start += DEPTH) {
-        int row_offset = down.offset + left.high * down.pace, column_offset = across.offset + left.middle * across.pace;
+        int row_offset = offset_of(down, left.high), column_offset = offset_of(across, left.middle);
         int64 tap_offset = (int64(row_offset) * source_width + column_offset) * in_channels + left.low;
 #pragma unroll
         for (int i = 0; i < PASSES; ++i) {
@@ -126,7 +127,7 @@ KERNEL(256, 2) void gather_product(
         }
         pack<4> values = {};
         if (right.high < down.count) {
-            int tap = (down.first + right.high * down.apart) * tap_columns + across.first + right.middle * across.apart;
+            int tap = tap_of(down, right.high) * tap_columns + tap_of(across, right.middle);
             int64 row = (int64(tap) * in_group + right.low) * out_channels + group * out_group;
             values = load_part(weights + row, first_channel + right_column, out_group);
         }
@@ -156,13 +157,13 @@ KERNEL(256, 2) void gather_product(
     }
 }
 
-// partial[part, tap, c, g, o] = sum over the part's pixels (n, p, q) of x[n, h, v, g, c] * dy[n, p, q, g, o].
-// A row of the product is a (tap row, tap column, c), a column a channel o; the sum runs over `part_pixels` pixels.
+// partial[part, tap, c, g, o] = sum over the part's pixels (n, p, q) of x[n, h, v, g, c] * dy[n, p, q, g, o]. A
+// row of the product is a (tap row, tap column, c), a column a channel o; the sum runs over `part_pixels` pixels.
 // Blocks along x: row tiles of all parts; along y: channel tiles; along z: groups.
 KERNEL(256, 1) void weight_gradient(
     const scalar *x, const scalar *dy, scalar *partial, int images, int in_group, int out_group, int part_pixels,
-    int height, int out_height, int tap_rows, int row_step, int row_origin, int row_spread, int width, int out_width,
-    int tap_columns, int column_step, int column_origin, int column_spread) {
+    int height, int out_height, int tap_rows, int row_step, int row_origin, int row_spread,
+    int width, int out_width, int tap_columns, int column_step, int column_origin, int column_spread) {
     SHARED Slices slices;
     int length = tap_rows * tap_columns * in_group, row_tiles = (length + ROWS - 1) / ROWS;
     int first_row = blockIdx.x % row_tiles * ROWS, part = blockIdx.x / row_tiles;
@@ -175,7 +176,8 @@ KERNEL(256, 1) void weight_gradient(
     constexpr int SIDE_BY_SIDE = ROWS / WIDTH, AT_ONCE = THREADS / SIDE_BY_SIDE, PASSES = DEPTH / AT_ONCE;
     int left_row = threadIdx.x % SIDE_BY_SIDE * WIDTH, left_pixel = threadIdx.x / SIDE_BY_SIDE;
     Counter tap = counter_at(first_row + left_row, tap_columns, in_group);  // tap row, tap column, channel
-    int row_offset = row_origin + tap.high * row_spread, column_offset = column_origin + tap.middle * column_spread;
+    int row_offset = row_origin + tap.high * row_spread;
+    int column_offset = column_origin + tap.middle * column_spread;
     Counter left = counter_at(first_pixel + left_pixel, out_height, out_width);
     int right_pixel = threadIdx.x / 16, right_column = threadIdx.x % 16 * 4;
 
@@ -213,7 +215,8 @@ KERNEL(256, 1) void weight_gradient(
 }
 
 // turned[tap, o, g, c] = weights[tap, c, g, o]: what the gradient of the data multiplies by.
-KERNEL(256, 4) void turn(const scalar *weights, scalar *turned, int groups, int in_group, int out_group, int64 count) {
+KERNEL(256, 4) void turn(const scalar *weights, scalar *turned, int groups, int in_group, int out_group,
+                         int64 count) {
     int64 i = thread_number();
     if (i >= count)
         return;

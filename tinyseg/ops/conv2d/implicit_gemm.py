@@ -27,64 +27,28 @@ primitives for deep learning", 2014 (implicit product, patches built in shared m
 from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.ops.conv2d import gather
-from tinyseg.ops.conv2d.gather import Axis
 from tinyseg.ops.geometry import Window
-
-ROWS, COLUMNS = 128, 64  # of a tile, as in the kernel file
 
 _cuda = cuda.KernelFile(__file__, headers=["taps.cuh"], WIDTH=(4, 1))
 
 
+def unsuitable(w: Array, groups: int) -> str | None:
+    """Nothing is."""
+    return None
+
+
 def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    return gather_product(x, w, b, gather.forward_axes(window), groups)
+    axes = gather.forward_axes(window)
+    return gather.product(_cuda, x, w, b, axes, groups, WIDTH=_width(w.shape[2]))
 
 
 def data_gradient(dy: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    return gather_product(dy, turn(w, groups), b, gather.data_gradient_axes(window), groups)
+    axes = gather.data_gradient_axes(window)
+    return gather.product(_cuda, dy, turn(w, groups), b, axes, groups, WIDTH=_width(w.shape[3] // groups))
 
 
 def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
-    x, dy = cuda.contiguous(x), cuda.contiguous(dy)
-    images, in_group, out_group = len(x), x.shape[-1] // groups, dy.shape[-1] // groups
-    shape = (*window.kernel, in_group, dy.shape[-1])
-    length = window.kernel[0] * window.kernel[1] * in_group
-    row_tiles, column_tiles = -(-length // ROWS), -(-out_group // COLUMNS)
-    pixels = gather.pixel_count(images, *window.out)
-    blocks = row_tiles * column_tiles * groups
-    parts, part_pixels = gather.parts(pixels, blocks, length * dy.shape[-1], shortest=256)
-    partial = cuda.empty((parts, *shape), x.dtype)
-    rows, columns = (
-        (axis.source, axis.out, axis.taps, axis.step, axis.origin, axis.spread)
-        for axis in gather.forward_axes(window)
-    )
-    _cuda.launch(
-        "weight_gradient",
-        *(x, dy, partial, images, in_group, out_group, part_pixels, *rows, *columns),
-        blocks=(row_tiles * parts, column_tiles, groups),
-        WIDTH=_width(in_group),
-    )
-    return gather.sum_parts(partial)
-
-
-def gather_product(source: Array, w: Array, b: Array | None, axes: tuple[Axis, Axis], groups: int) -> Array:
-    """out[n, h, v, (g, o)] = b[(g, o)] + sum over the taps that (h, v) meets and over c of source * w.
-
-    source: N H' W' (G C'), w: R S C' (G O'), b: (G O') or None.
-    """
-    source, w = cuda.contiguous(source), cuda.contiguous(w)
-    bias = None if b is None else cuda.contiguous(b)
-    rows, columns = axes
-    images, in_group, out_group = len(source), w.shape[2], w.shape[3] // groups
-    out = cuda.empty((images, rows.out, columns.out, w.shape[3]), source.dtype)
-    pixel_tiles = -(-gather.pixel_count(images, rows.longest, columns.longest) // ROWS)
-    blocks = pixel_tiles * rows.phases * columns.phases * -(-out_group // COLUMNS)
-    _cuda.launch(
-        "gather_product",
-        *(source, w, bias, out, images, in_group, out_group, *rows, *columns),
-        blocks=(blocks, groups),
-        WIDTH=_width(in_group),
-    )
-    return out
+    return gather.weight_gradient(_cuda, x, dy, window, groups, WIDTH=_width(x.shape[3] // groups))
 
 
 def turn(w: Array, groups: int) -> Array:

@@ -16,13 +16,20 @@ struct Axis {
 
 DEVICE int phases_of(const Axis &axis) { return min(axis.stride, axis.out); }
 
-DEVICE int count_of_phase(const Axis &axis, int phase) { return (axis.out - phase + axis.stride - 1) / axis.stride; }
+DEVICE int count_of_phase(const Axis &axis, int phase) {
+    return (axis.out - phase + axis.stride - 1) / axis.stride;  // elements i
+}
 
-// The taps that a phase meets, r = first + k * apart for k = 0 .. count - 1, and the offset of each, offset + k * pace.
+// The taps that a phase meets, r = first + k * apart for k = 0 .. count - 1, and the offset of each, offset + k *
+// pace.
 struct Taps {
     int first, apart, count;
     int offset, pace;
 };
+
+DEVICE int tap_of(const Taps &taps, int k) { return taps.first + k * taps.apart; }
+
+DEVICE int offset_of(const Taps &taps, int k) { return taps.offset + k * taps.pace; }
 
 DEVICE Taps taps_of_phase(const Axis &axis, int phase) {
     Taps taps;
@@ -36,6 +43,22 @@ DEVICE Taps taps_of_phase(const Axis &axis, int phase) {
     taps.offset = (phase + axis.origin + taps.first * axis.spread) / axis.stride;
     taps.pace = taps.apart * axis.spread / axis.stride;
     return taps;
+}
+
+// Leave out taps at both ends that meet no source element, for any i * step from `lowest` to `highest`: those of a
+// dilated kernel that is larger than the image fall into the padding for whole blocks of pixels.
+DEVICE void leave_out_padding(Taps &taps, int lowest, int highest, int source) {
+    while (taps.count > 0 && (highest + taps.offset < 0 || lowest + taps.offset >= source)) {
+        taps.first += taps.apart;
+        taps.offset += taps.pace;
+        --taps.count;
+    }
+    while (taps.count > 0) {
+        int last = offset_of(taps, taps.count - 1);
+        if (highest + last >= 0 && lowest + last < source)
+            break;
+        --taps.count;
+    }
 }
 
 // A number with three digits: image, row and column of a pixel; or row and column of a tap, and the channel.

@@ -1,0 +1,67 @@
+r"""Convolution on the GPU as an implicit matrix product on tensor cores, for float32.
+
+The product is that of implicit_gemm.py. Tensor cores multiply small matrices with one instruction, 16 x 8 by
+8 x 8, at many times the rate of all other multiplications; but they take numbers in TF32, which has float's
+exponent and 10 bits of mantissa where float has 23. So there are two kinds:
+
+* By default each number is split in two, x = large + small, both TF32, and three products are added:
+
+      a b  ~  large(a) large(b) + large(a) small(b) + small(a) large(b)
+
+  What is left out, small(a) small(b), lies below float's last bit. This is as accurate as float32, with three
+  multiplications for one. Tensor cores cut off sums instead of rounding them to the nearest, which adds up over
+  long sums; so only 32 terms are summed there, and those sums added as usual.
+* Inside `cuda.allow_tf32()` numbers are just rounded to TF32. Results then have three digits: relative errors of
+  3e-4, which training hardly notices, at about three times the speed.
+
+A block copies the next slices to shared memory while it multiplies one: the asynchronous copies of compute
+capability 8.0 need no registers, and fill in zeros where a tap lies outside of the image. Groups must have a
+multiple of 4 channels on both sides, for copies of 16 bytes. Taps that fall outside of the image for all pixels of
+a block are left out: a dilation of 18 on 33 x 33 pixels has many of them.
+
+Infinity times a finite number becomes NaN, since infinity minus itself has no value.
+
+Cost: 2 N P Q O (C/G) R S FLOPs each, or three times as many. Sources: Ootomo & Yokota, "Recovering single
+precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance", IJHPCA 2022 (the
+split, and sums outside of tensor cores); NVIDIA, "Parallel thread execution ISA", mma.m16n8k8 (which lane holds
+what).
+"""
+
+from tinyseg import cuda
+from tinyseg.backend import Array
+from tinyseg.ops.conv2d import gather, implicit_gemm
+from tinyseg.ops.geometry import Window
+
+CAPABILITY = 80  # asynchronous copies, and TF32
+SHARED = 3 * (128 + 64) * 32 * 4  # bytes: three slices of both matrices
+
+_cuda = cuda.KernelFile(__file__, scalars=["float"], headers=["taps.cuh"], TERMS=(3, 1))
+
+
+def unsuitable(w: Array, groups: int) -> str | None:
+    """Why weights (R, S, C/G, O) cannot be convolved with here; None if they can."""
+    if cuda.capability() < CAPABILITY:
+        return f"it needs a GPU of compute capability {CAPABILITY / 10}, this one has {cuda.capability() / 10}"
+    if w.dtype.itemsize != 4:
+        return f"it is for float32, not {w.dtype}"
+    channels = (w.shape[2], w.shape[3] // groups)
+    if channels[0] % 4 or channels[1] % 4:
+        return f"each group must have a multiple of 4 channels on both sides, not {channels[0]} and {channels[1]}"
+    return None
+
+
+def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
+    return gather.product(_cuda, x, w, b, gather.forward_axes(window), groups, shared=SHARED, TERMS=_terms())
+
+
+def data_gradient(dy: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
+    turned, axes = implicit_gemm.turn(w, groups), gather.data_gradient_axes(window)
+    return gather.product(_cuda, dy, turned, b, axes, groups, shared=SHARED, TERMS=_terms())
+
+
+def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
+    return gather.weight_gradient(_cuda, x, dy, window, groups, shared=SHARED, TERMS=_terms())
+
+
+def _terms() -> int:
+    return 1 if cuda.tf32_is_allowed() else 3
