@@ -63,10 +63,10 @@ def alternate(
                 start = time.perf_counter()
                 function()
                 samples[name].append(1e3 * (time.perf_counter() - start))
-    return {name: _timing(sample) for name, sample in samples.items()}
+    return {name: timing(sample) for name, sample in samples.items()}
 
 
-def _timing(sample: Sequence[float]) -> Timing:
+def timing(sample: Sequence[float]) -> Timing:
     lower, median, upper = statistics.quantiles(sample, n=4) if len(sample) > 1 else sample * 3
     return Timing(round(median, 4), round(lower, 4), round(upper, 4), len(sample))
 

@@ -91,6 +91,29 @@ def camvid(result: dict[str, Any]) -> list[str]:
     return [*lines, "", caption]
 
 
+def crf(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| image | bandwidths | tinyseg, pydensecrf | ratio | lattices alone | ratio | "
+        "memory after imports: tinyseg, pydensecrf |",
+        "| --- | --- | --- | ---: | --- | ---: | --- |",
+    ]
+    for row in result["rows"]:
+        cells = [row["image"], row["setting"]]
+        for what in ("whole", "build"):
+            pair = ", ".join(f"{row[what][who]['median']:.0f}" for who in ("tinyseg", "pydensecrf"))
+            cells += [f"{pair} ms", f"{row[what]['ratio']:.1f}"]
+        memory = row["peak memory MB"]
+        cells.append(", ".join(str(memory[who]["after imports"]) for who in ("tinyseg", "pydensecrf")) + " MB")
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = result["machine"]
+    caption = (
+        f"500 x 375 pixels, 21 labels, 10 iterations, both kernels; bandwidths: smoothness/position/colour. Medians, "
+        f"in one process, alternately, on {machine['cores']} cores of {machine['processor']}, of which pydensecrf uses "
+        "one. A ratio above 1 means that tinyseg is faster. [Data](benchmarks/results/crf.json)"
+    )
+    return [*lines, "", caption]
+
+
 def _pair(row: dict[str, Any]) -> str:
     medians = [row[who]["median"] for who in ("tinyseg", "torch")]
     return ", ".join(f"{median:.0f}" if median >= 100 else f"{median:.3g}" for median in medians)
@@ -108,6 +131,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "operators": operators,
     "training": training,
     "camvid": camvid,
+    "crf": crf,
     "crf-gain": crf_gain,
 }
 """By the name of the mark and of the JSON file: the lines of the table and what is said below it."""
