@@ -281,6 +281,7 @@ struct Fragments {
 #define SHARED static __attribute__((section("tinyseg_shared"), aligned(16)))
 #define DYNAMIC_SHARED(type, name) type *name = reinterpret_cast<type *>(host::dynamic_shared + host::GUARD)
 #define INF INFINITY
+#define NOT_A_NUMBER NAN
 #define SYNC() host::pause(host::AT_BARRIER, __LINE__)
 #define CHECK_ALIGNED(pointer, bytes) host::check_aligned(pointer, bytes, __LINE__)
 

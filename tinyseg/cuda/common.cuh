@@ -32,6 +32,7 @@ template <typename T> DEVICE T shuffle_xor(T value, int mask) { return __shfl_xo
 template <typename T> DEVICE T shuffle(T value, int source) { return __shfl_sync(0xffffffffu, value, source); }
 
 #define INF __int_as_float(0x7f800000)
+#define NOT_A_NUMBER __int_as_float(0x7fffffff)
 
 DEVICE uint32 high_word(uint32 a, uint32 b) { return __umulhi(a, b); }  // of the 64-bit product
 

@@ -32,10 +32,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks
-from tinyseg.ops.labels import check_not_negative
+from tinyseg.ops.labels import blocks_for, check_not_negative, finish_loss_cuda, scaled_loss
 
 BLOCK = 4096  # elements whose losses are summed one after the other
 
@@ -45,24 +45,26 @@ class BceWithLogitsCache(NamedTuple):
     targets: Array  # (..., C), in the type of the logits
     weights: Array  # (..., C), 0 where ignored
     positive_weight: Array  # (C,)
-    scale: float  # what the weighted sum was multiplied with
+    scale: float | Array  # what the weighted sum was multiplied with; on a GPU an array of no axes
 
 
 # ---------------------------------------------------------------------------------------------------- reference
 
 
-def _forward_reference(z: Array, t: Array, w: Array, q: Array) -> float:
-    """The sum of the weighted losses."""
+def _forward_reference(z: Array, t: Array, w: Array, q: Array, mean: bool) -> tuple[Array, float]:
+    """The loss, and its scale."""
     u = np.log1p(np.exp(-np.abs(z)))
     losses = q * t * (np.maximum(-z, 0) + u) + (1 - t) * (np.maximum(z, 0) + u)
-    return np.where(w == 0, 0, w * losses).sum(dtype=np.float64)
+    return scaled_loss(np.where(w == 0, 0, w * losses).sum(dtype=np.float64), w, mean)
 
 
-def _backward_reference(z: Array, t: Array, w: Array, q: Array, scale: float) -> Array:
+def _backward_reference(dy: Array, cache: BceWithLogitsCache) -> Array:
+    z, t, w, q, scale = cache
+    factor = z.dtype.type(scale * float(dy))
     e = np.exp(-np.abs(z))
     yes = np.where(z > 0, 1, e) / (1 + e)  # σ(z)
     no = np.where(z > 0, e, 1) / (1 + e)  # σ(-z)
-    return np.where(w == 0, 0, w * z.dtype.type(scale) * ((1 - t) * yes - q * t * no))
+    return np.where(w == 0, 0, w * factor * ((1 - t) * yes - q * t * no))
 
 
 # -------------------------------------------------------------------------------------------------------- Numba
@@ -92,20 +94,68 @@ def _backward_kernel(z, t, w, q, scale, dz):
         dz[i] = w[i] * scale * ((one - t[i]) * yes - q[c] * t[i] * no) if w[i] != 0 else 0
 
 
-def _forward_numba(z: Array, t: Array, w: Array, q: Array) -> float:
+def _forward_numba(z: Array, t: Array, w: Array, q: Array, mean: bool) -> tuple[Array, float]:
     losses = np.empty(-(-z.size // BLOCK))
     _forward_kernel(*_flat(z, t, w, q), BLOCK, losses)
-    return losses.sum()
+    return scaled_loss(losses.sum(), w, mean)
 
 
-def _backward_numba(z: Array, t: Array, w: Array, q: Array, scale: float) -> Array:
-    dz = np.empty(z.shape, z.dtype)
-    _backward_kernel(*_flat(z, t, w, q), z.dtype.type(scale), dz.reshape(-1))
+def _backward_numba(dy: Array, cache: BceWithLogitsCache) -> Array:
+    *arrays, scale = cache
+    dz = np.empty(cache.logits.shape, cache.logits.dtype)
+    _backward_kernel(*_flat(*arrays), dz.dtype.type(scale * float(dy)), dz.reshape(-1))
     return dz
 
 
 def _flat(*arrays: Array) -> list[Array]:
     return [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _forward_cuda(z: Array, t: Array, w: Array, q: Array, mean: bool) -> tuple[Array, Array]:
+    z = cuda.contiguous(z)
+    blocks = blocks_for(z.size)
+    partial = cuda.empty((2, blocks), np.dtype(np.float64))
+    _cuda.launch("bce_forward", z, t, w, q, z.size, z.shape[-1], partial, blocks=blocks)
+    return finish_loss_cuda(partial, mean, z.dtype)
+
+
+def _backward_cuda(dy: Array, cache: BceWithLogitsCache) -> Array:
+    z, t, w, q, scale = cache
+    z = cuda.contiguous(z)
+    dz = cuda.empty(z.shape, z.dtype)
+    arrays = (cuda.contiguous(dy), scale, z, t, w, q)
+    _cuda.launch("bce_backward", *arrays, z.size, z.shape[-1], dz, threads=z.size)
+    return dz
+
+
+def _prepare_cuda(
+    targets: Array,
+    pixel_weights: Array | None,
+    positive_weight: float | Array,
+    logits: Array,
+    ignore_label: int | None,
+) -> tuple[Array, Array, Array]:
+    """As on the CPU, but a target or weight out of bounds makes the loss NaN: nobody waits for the GPU to tell."""
+    C, dtype = logits.shape[-1], logits.dtype
+    per_weight = 1
+    if pixel_weights is not None:
+        _check_weights_shape(pixel_weights.shape, logits)
+        per_weight = 1 if pixel_weights.shape == logits.shape else C
+        pixel_weights = cuda.contiguous(pixel_weights).astype(dtype, copy=False)
+    given = cuda.contiguous(targets).astype(dtype, copy=False)
+    used, weights = cuda.empty(logits.shape, dtype), cuda.empty(logits.shape, dtype)
+    numbers = (logits.size, per_weight, ignore_label is not None, ignore_label or 0)
+    _cuda.launch("bce_prepare", given, pixel_weights, *numbers, used, weights, threads=logits.size)
+    if not hasattr(positive_weight, "__cuda_array_interface__"):
+        return used, weights, cuda.constant(_positive_weight(positive_weight, logits))
+    positive: Array = positive_weight  # type: ignore[assignment]
+    checks.shape("bce_with_logits", "positive_weight", positive, (C,), "one for each channel")
+    return used, weights, cuda.contiguous(positive)
 
 
 # ------------------------------------------------------------------------------------------------------- public
@@ -135,24 +185,35 @@ def bce_with_logits(
         raise ValueError(f'bce_with_logits: reduction must be "mean" or "sum", got {reduction!r}')
     if logits.ndim < 1:
         raise ValueError("bce_with_logits: the logits must have the axes (..., C), got a single number")
-    weights = _element_weights(pixel_weights, logits)
-    targets, weights = _targets_and_weights(targets, weights, logits, ignore_label)
-    positive = _positive_weight(positive_weight, logits)
-    scale = 1.0
-    if reduction == "mean":
-        total = weights.sum(dtype=np.float64)
-        scale = 0.0 if total == 0 else float(1 / total)
-    forward = backend.choose(logits, numpy=_forward_reference, numba=_forward_numba)
-    loss = np.array(forward(logits, targets, weights, positive) * scale, logits.dtype)
+    if not hasattr(targets, "dtype") or targets.dtype.kind not in "biuf":
+        kind = getattr(targets, "dtype", type(targets).__name__)
+        raise TypeError(f"bce_with_logits: targets must be an array of numbers or bools, got {kind}")
+    checks.shape("bce_with_logits", "targets", targets, logits.shape, "that of the logits")
+    prepare = backend.choose(logits, numpy=_prepare, numba=_prepare, cuda=_prepare_cuda)
+    targets, weights, positive = prepare(targets, pixel_weights, positive_weight, logits, ignore_label)
+    forward = backend.choose(logits, numpy=_forward_reference, numba=_forward_numba, cuda=_forward_cuda)
+    loss, scale = forward(logits, targets, weights, positive, reduction == "mean")
     return loss, BceWithLogitsCache(logits, targets, weights, positive, scale)
 
 
 def bce_with_logits_backward(dy: Array, cache: BceWithLogitsCache) -> Array:
     """The gradient with respect to the logits, of their shape. `dy` is one number, an array of no axes."""
     checks.upstream("bce_with_logits_backward", dy, (), cache.logits.dtype)
-    backward = backend.choose(cache.logits, numpy=_backward_reference, numba=_backward_numba)
-    *arrays, scale = cache
-    return backward(*arrays, scale * float(dy))
+    backward = backend.choose(cache.logits, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
+    return backward(dy, cache)
+
+
+def _prepare(
+    targets: Array,
+    pixel_weights: Array | None,
+    positive_weight: float | Array,
+    logits: Array,
+    ignore_label: int | None,
+) -> tuple[Array, Array, Array]:
+    """Targets and weights of all elements, and the positive weight of each channel."""
+    weights = _element_weights(pixel_weights, logits)
+    targets, weights = _targets_and_weights(targets, weights, logits, ignore_label)
+    return targets, weights, _positive_weight(positive_weight, logits)
 
 
 def _element_weights(weights: Array | None, logits: Array) -> Array:
@@ -160,25 +221,25 @@ def _element_weights(weights: Array | None, logits: Array) -> Array:
     if weights is None:
         return np.ones(logits.shape, logits.dtype)
     weights = np.asarray(weights, dtype=logits.dtype)
-    if weights.shape == logits.shape[:-1]:
+    _check_weights_shape(weights.shape, logits)
+    if weights.shape != logits.shape:
         weights = weights[..., None]
-    elif weights.shape != logits.shape:
-        raise ValueError(
-            f"bce_with_logits: pixel_weights must have shape {logits.shape[:-1]}, one for each pixel, "
-            f"or {logits.shape}, one for each element of the logits; got {weights.shape}"
-        )
     check_not_negative("bce_with_logits", "pixel_weights", weights)
     return np.array(np.broadcast_to(weights, logits.shape))
+
+
+def _check_weights_shape(shape: tuple[int, ...], logits: Array) -> None:
+    if shape not in (logits.shape[:-1], logits.shape):
+        raise ValueError(
+            f"bce_with_logits: pixel_weights must have shape {logits.shape[:-1]}, one for each pixel, "
+            f"or {logits.shape}, one for each element of the logits; got {shape}"
+        )
 
 
 def _targets_and_weights(
     targets: Array, weights: Array, logits: Array, ignore_label: int | None
 ) -> tuple[Array, Array]:
     """Targets in the type of the logits, and weights; both are 0 where ignored."""
-    if not hasattr(targets, "dtype") or targets.dtype.kind not in "biuf":
-        kind = getattr(targets, "dtype", type(targets).__name__)
-        raise TypeError(f"bce_with_logits: targets must be an array of numbers or bools, got {kind}")
-    checks.shape("bce_with_logits", "targets", targets, logits.shape, "that of the logits")
     if ignore_label is not None:
         ignored = targets == ignore_label
         targets, weights = np.where(ignored, 0, targets), np.where(ignored, logits.dtype.type(0), weights)

@@ -37,11 +37,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.ops import checks
-from tinyseg.ops.labels import class_weights as checked_class_weights
-from tinyseg.ops.labels import labels_and_weights
+from tinyseg.ops.labels import blocks_for, finish_loss_cuda, labels_and_weights, scaled_loss
 
 BLOCK_ELEMENTS = 4096
 """Scores that one thread takes at a time: they stay in its nearest cache for all of their passes."""
@@ -51,26 +50,28 @@ class CrossEntropyCache(NamedTuple):
     logits: Array  # (..., C)
     labels: Array  # (...) int64; 0 where ignored
     weights: Array  # (...) 0 where ignored
-    scale: float  # what the weighted sum was multiplied with
+    scale: float | Array  # what the weighted sum was multiplied with; on a GPU an array of no axes
 
 
 # ---------------------------------------------------------------------------------------------------- reference
 
 
-def _forward_reference(logits: Array, labels: Array, weights: Array) -> float:
-    """The sum of the weighted losses."""
+def _forward_reference(logits: Array, labels: Array, weights: Array, mean: bool) -> tuple[Array, float]:
+    """The loss, and its scale."""
     shifted = logits - logits.max(-1, keepdims=True)
     of_label = np.take_along_axis(shifted, labels[..., None], -1)[..., 0]
     losses = np.log(np.exp(shifted).sum(-1)) - of_label
-    return np.where(weights == 0, 0, weights * losses).sum(dtype=np.float64)
+    total = np.where(weights == 0, 0, weights * losses).sum(dtype=np.float64)
+    return scaled_loss(total, weights, mean)
 
 
-def _backward_reference(logits: Array, labels: Array, weights: Array, scale: float) -> Array:
+def _backward_reference(dy: Array, cache: CrossEntropyCache) -> Array:
+    logits, labels, weights, scale = cache
     e = np.exp(logits - logits.max(-1, keepdims=True))
     p = e / e.sum(-1, keepdims=True)
     one_hot = np.arange(logits.shape[-1]) == labels[..., None]
     weights = weights[..., None]
-    return np.where(weights == 0, 0, (p - one_hot) * (weights * logits.dtype.type(scale)))
+    return np.where(weights == 0, 0, (p - one_hot) * (weights * logits.dtype.type(scale * float(dy))))
 
 
 # -------------------------------------------------------------------------------------------------------- Numba
@@ -179,18 +180,47 @@ def _pixels(logits: Array) -> Array:
     return np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
 
 
-def _forward_numba(logits: Array, labels: Array, weights: Array) -> float:
+def _forward_numba(logits: Array, labels: Array, weights: Array, mean: bool) -> tuple[Array, float]:
     block = _pixels_in_block(logits)
     losses = np.empty(-(-labels.size // block))
     _forward_kernel(_pixels(logits), labels.reshape(-1), weights.reshape(-1), block, losses)
-    return losses.sum()
+    return scaled_loss(losses.sum(), weights, mean)
 
 
-def _backward_numba(logits: Array, labels: Array, weights: Array, scale: float) -> Array:
+def _backward_numba(dy: Array, cache: CrossEntropyCache) -> Array:
+    logits, labels, weights, scale = cache
+    factor = logits.dtype.type(scale * float(dy))
     dlogits = np.empty(logits.shape, logits.dtype)
     arrays = (_pixels(logits), labels.reshape(-1), weights.reshape(-1))
-    _backward_kernel(*arrays, _pixels_in_block(logits), logits.dtype.type(scale), _pixels(dlogits))
+    _backward_kernel(*arrays, _pixels_in_block(logits), factor, _pixels(dlogits))
     return dlogits
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _forward_cuda(logits: Array, labels: Array, weights: Array, mean: bool) -> tuple[Array, Array]:
+    logits, (pixels, C, width) = cuda.contiguous(logits), _shared(logits)
+    blocks = blocks_for(pixels * width)
+    partial = cuda.empty((2, blocks), np.dtype(np.float64))
+    _cuda.launch("cross_entropy_forward", logits, labels, weights, pixels, C, width, partial, blocks=blocks)
+    return finish_loss_cuda(partial, mean, logits.dtype)
+
+
+def _backward_cuda(dy: Array, cache: CrossEntropyCache) -> Array:
+    logits, (pixels, C, width) = cuda.contiguous(cache.logits), _shared(cache.logits)
+    dlogits = cuda.empty(logits.shape, logits.dtype)
+    arrays = (cuda.contiguous(dy), cache.scale, logits, cache.labels, cache.weights)
+    _cuda.launch("cross_entropy_backward", *arrays, pixels, C, width, dlogits, threads=pixels * width)
+    return dlogits
+
+
+def _shared(logits: Array) -> tuple[int, int, int]:
+    """How many pixels and classes there are, and how many lanes share a pixel."""
+    C = logits.shape[-1]
+    return logits.size // C, C, cuda.lanes(C, each=8)
 
 
 # ------------------------------------------------------------------------------------------------------- public
@@ -220,20 +250,16 @@ def cross_entropy(
     checks.floating("cross_entropy", logits=logits)
     if reduction not in ("mean", "sum"):
         raise ValueError(f'cross_entropy: reduction must be "mean" or "sum", got {reduction!r}')
-    labels, weights = labels_and_weights("cross_entropy", labels, logits, ignore_label, pixel_weights)
-    if class_weights is not None:
-        weights = weights * checked_class_weights("cross_entropy", class_weights, logits)[labels]
-    scale = 1.0
-    if reduction == "mean":
-        total = weights.sum(dtype=np.float64)
-        scale = 0.0 if total == 0 else float(1 / total)
-    forward = backend.choose(logits, numpy=_forward_reference, numba=_forward_numba)
-    loss = np.array(forward(logits, labels, weights) * scale, logits.dtype)
+    labels, weights = labels_and_weights(
+        "cross_entropy", labels, logits, ignore_label, pixel_weights, class_weights
+    )
+    forward = backend.choose(logits, numpy=_forward_reference, numba=_forward_numba, cuda=_forward_cuda)
+    loss, scale = forward(logits, labels, weights, reduction == "mean")
     return loss, CrossEntropyCache(logits, labels, weights, scale)
 
 
 def cross_entropy_backward(dy: Array, cache: CrossEntropyCache) -> Array:
     """The gradient with respect to the logits, of their shape. `dy` is one number, an array of no axes."""
     checks.upstream("cross_entropy_backward", dy, (), cache.logits.dtype)
-    backward = backend.choose(cache.logits, numpy=_backward_reference, numba=_backward_numba)
-    return backward(cache.logits, cache.labels, cache.weights, cache.scale * float(dy))
+    backward = backend.choose(cache.logits, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
+    return backward(dy, cache)

@@ -32,11 +32,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
-from tinyseg.ops import checks
+from tinyseg.ops import checks, sums
 from tinyseg.ops.labels import class_weights as checked_class_weights
-from tinyseg.ops.labels import labels_and_weights
+from tinyseg.ops.labels import class_weights_cuda, labels_and_weights
 
 BLOCK_ELEMENTS = 65536
 
@@ -111,6 +111,35 @@ def _backward_numba(labels: Array, weights: Array, everywhere: Array, labelled: 
     return dp
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _loss_cuda(
+    p: Array, labels: Array, weights: Array, class_weights: Array | None, epsilon: float, mean: bool
+) -> tuple[Array, Array, Array]:
+    p, C = cuda.contiguous(p), p.shape[-1]
+    if class_weights is not None:
+        class_weights = class_weights_cuda("dice", class_weights, p)
+    width, tiles, chunks = sums.split(1, labels.size, C)
+    partial = cuda.empty((chunks, 2, C), np.dtype(np.float64))
+    _cuda.launch("dice_chunks", p, labels, weights, labels.size, C, width, partial, blocks=(chunks, tiles))
+    loss = cuda.empty((), p.dtype)
+    everywhere, labelled = (cuda.empty((C,), partial.dtype) for _ in range(2))
+    results = (loss, everywhere, labelled)
+    _cuda.launch("dice_finish", partial, class_weights, chunks, C, epsilon, mean, *results, blocks=1)
+    return results
+
+
+def _backward_cuda(dy: Array, cache: DiceCache) -> Array:
+    labels, C = cache.labels, cache.everywhere.size
+    dp = cuda.empty((*labels.shape, C), cache.weights.dtype)
+    width, blocks = cuda.tile(labels.size, C)
+    _cuda.launch("dice_backward", cuda.contiguous(dy), *cache, labels.size, C, width, dp, blocks=blocks)
+    return dp
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -138,18 +167,9 @@ def dice(
     if not epsilon > 0:
         raise ValueError(f"dice: epsilon must be more than 0, got {epsilon}; it keeps 0 / 0 from absent classes")
     labels, weights = labels_and_weights("dice", labels, probabilities, ignore_label, pixel_weights)
-    _check_probabilities(probabilities)
-    shares = np.ones(probabilities.shape[-1])
-    if class_weights is not None:
-        shares = checked_class_weights("dice", class_weights, probabilities).astype(np.float64)
-    if reduction == "mean" and shares.any():
-        shares = shares / shares.sum()
-
-    forward = backend.choose(probabilities, numpy=_forward_reference, numba=_forward_numba)
-    intersection, total = forward(probabilities, labels, weights)
-    numerator, denominator = 2 * intersection + epsilon, total + epsilon
-    loss = np.array((shares * (1 - numerator / denominator)).sum(), probabilities.dtype)
-    everywhere, labelled = shares * numerator / denominator**2, -2 * shares / denominator
+    forward = backend.choose(probabilities, numpy=_loss, numba=_loss, cuda=_loss_cuda)
+    mean = reduction == "mean"
+    loss, everywhere, labelled = forward(probabilities, labels, weights, class_weights, epsilon, mean)
     return loss, DiceCache(labels, weights, everywhere, labelled)
 
 
@@ -157,6 +177,29 @@ def dice_backward(dy: Array, cache: DiceCache) -> Array:
     """The gradient with respect to the probabilities, of their shape. `dy` is one number, an array of no axes."""
     dtype = cache.weights.dtype
     checks.upstream("dice_backward", dy, (), dtype)
+    return backend.choose(cache.weights, numpy=_backward, numba=_backward, cuda=_backward_cuda)(dy, cache)
+
+
+def _loss(
+    probabilities: Array, labels: Array, weights: Array, class_weights: Array | None, epsilon: float, mean: bool
+) -> tuple[Array, Array, Array]:
+    """The loss, and the derivatives that its cache holds."""
+    _check_probabilities(probabilities)
+    shares = np.ones(probabilities.shape[-1])
+    if class_weights is not None:
+        shares = checked_class_weights("dice", class_weights, probabilities).astype(np.float64)
+    if mean and shares.any():
+        shares = shares / shares.sum()
+
+    forward = backend.choose(probabilities, numpy=_forward_reference, numba=_forward_numba)
+    intersection, total = forward(probabilities, labels, weights)
+    numerator, denominator = 2 * intersection + epsilon, total + epsilon
+    loss = np.array((shares * (1 - numerator / denominator)).sum(), probabilities.dtype)
+    return loss, shares * numerator / denominator**2, -2 * shares / denominator
+
+
+def _backward(dy: Array, cache: DiceCache) -> Array:
+    dtype = cache.weights.dtype
     backward = backend.choose(cache.weights, numpy=_backward_reference, numba=_backward_numba)
     everywhere, labelled = ((float(dy) * factor).astype(dtype) for factor in (cache.everywhere, cache.labelled))
     return backward(cache.labels, cache.weights, everywhere, labelled)

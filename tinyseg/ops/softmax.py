@@ -154,7 +154,7 @@ def _launch(kernel: str, *arrays: Array) -> Array:
     arrays = tuple(cuda.contiguous(array) for array in arrays)
     result = cuda.empty(arrays[0].shape, arrays[0].dtype)
     channels = result.shape[-1]
-    pixels, width = result.size // channels, cuda.lanes(channels)
+    pixels, width = result.size // channels, cuda.lanes(channels, each=8)
     _cuda.launch(kernel, *arrays, result, pixels, channels, width, threads=pixels * width)
     return result
 
