@@ -107,9 +107,9 @@ def crf(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     machine = result["machine"]
     caption = (
-        f"500 x 375 pixels, 21 labels, 10 iterations, both kernels; bandwidths: smoothness/position/colour. Medians, "
-        f"in one process, alternately, on {machine['cores']} cores of {machine['processor']}, of which pydensecrf uses "
-        "one. A ratio above 1 means that tinyseg is faster. [Data](benchmarks/results/crf.json)"
+        "500 x 375 pixels, 21 labels, 10 iterations, both kernels; bandwidths: smoothness/position/colour. Medians, "
+        f"alternately in one process, on {machine['cores']} cores of {machine['processor']}, of which pydensecrf "
+        "uses one. A ratio above 1 means that tinyseg is faster. [Data](benchmarks/results/crf.json)"
     )
     return [*lines, "", caption]
 
