@@ -23,6 +23,12 @@ NETWORKS = {  # a small one of each kind, its terms, and parameters that only a 
     ),
     "fcn_resnet50": (["depth=18", "width=0.0625"], ["pixels", "auxiliary"], "aux_classifier."),
     "deeplabv3_resnet50": (["depth=18", "width=0.0625"], ["pixels", "auxiliary"], "aux_classifier."),
+    "deeplab_v1_largefov": (["width=0.03125", "shrunk_labels=true"], ["pixels"], None),
+    "deeplab_v2_resnet101": (
+        ["backbone=resnet18", "width=0.0625", "multi_scale=true", "shrunk_labels=true"],
+        ["pixels", "scale_1", "scale_0.75", "scale_0.5"],
+        None,
+    ),
     "gscnn_resnet50": (["backbone=resnet18", "width=0.0625"], ["pixels", "edges", "at_edges", "dual_task"], None),
 }
 

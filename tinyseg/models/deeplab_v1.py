@@ -31,8 +31,8 @@ Multi-scale features (`multi_scale`): the image and each of pool1 to pool4 go th
 convolutions, and what comes out, 640 channels, stands beside that of fc7 before fc8. Only these branches and fc8
 are trained (`train_only_branches`), on top of a trained network.
 
-The paper trains on labels shrunk by 8, by `scores` (deeplab.py), and sharpens the answer with a dense CRF, which
-works on probabilities and the image (tinyseg.crf).
+The paper trains on labels shrunk by 8 (`shrunk_labels`, deeplab.py), and sharpens the answer with a dense CRF,
+which works on probabilities and the image (tinyseg.crf).
 
 Differences from the paper, or choices where paper and release differ
     * As released, poolings are 3x3 with padding 1 instead of 2x2, and an average pooling (3x3, stride 1) stands
@@ -61,14 +61,15 @@ POOLS = ("pool1", "pool2", "pool3", "pool4")
 class DeepLabV1(DeepLab):
     """See the top of this file.
 
-    fc6_kernel    side of fc6's kernel
-    fc6_rate      its dilation
-    fc_channels   of fc6 and fc7
-    multi_scale   have branches from the image and pool1 to pool4
-    average_pool  have the released average pooling behind pool5
-    width         multiplies all channels
-    dropout       rate behind fc6 and fc7
-    rng           draws the initial weights
+    fc6_kernel     side of fc6's kernel
+    fc6_rate       its dilation
+    fc_channels    of fc6 and fc7
+    multi_scale    have branches from the image and pool1 to pool4
+    average_pool   have the released average pooling behind pool5
+    shrunk_labels  train on every 8th pixel, as the paper does
+    width          multiplies all channels
+    dropout        rate behind fc6 and fc7
+    rng            draws the initial weights
     """
 
     output_stride = 8
@@ -88,6 +89,7 @@ class DeepLabV1(DeepLab):
         fc_channels: int = 1024,
         multi_scale: bool = False,
         average_pool: bool = True,
+        shrunk_labels: bool = False,
         width: float = 1.0,
         dropout: float = 0.5,
         rng: np.random.Generator,
@@ -98,7 +100,7 @@ class DeepLabV1(DeepLab):
                 f"DeepLabV1: fc6_kernel={fc6_kernel}, fc6_rate={fc6_rate} and fc_channels={fc_channels} must be "
                 "positive, and a kernel with an even side needs an even rate, to have as much padding on each side"
             )
-        self.in_channels, self.classes = in_channels, classes
+        self.in_channels, self.classes, self.shrunk_labels = in_channels, classes, shrunk_labels
         self.trunk = VGGLargeFOV(in_channels, None, average_pool=average_pool, width=width, rng=rng)
         channels = self.trunk.stage_channels
         self.branches = []

@@ -24,12 +24,11 @@ The branches of the ResNet have no nonlinearity: they are one kernel with 4 * 9 
 thing (aspp.py).
 
 Multi-scale inputs (`multi_scale`): the same network sees the image at 1, 0.75 and 0.5 of its size. The scores
-are enlarged to the first grid, and of the three the largest counts, for each pixel and class. The paper adds up
-four losses: of the result and of each scale alone, which `scores_of_scales` returns (labels shrunk by 8; the
-half-sized one by 16).
+are enlarged to the first grid, and of the three the largest counts, for each pixel and class. Training adds up
+four losses: of the result, and of each scale alone.
 
-Training of the paper: labels shrunk by 8 (`scores`), learning rate 10 times as high behind the trunk; then a
-dense CRF.
+Training of the paper: labels shrunk by 8 (`shrunk_labels`), learning rate 10 times as high behind the trunk
+(`paper_rates`); then a dense CRF.
 
 Differences from the paper, or choices where paper and release differ
     * In the release of the ResNet all batch normalisations are frozen, scale and shift too, at the values from
@@ -39,8 +38,12 @@ Differences from the paper, or choices where paper and release differ
       average pooling behind pool5 (DeepLab v1's has).
     * Scores are enlarged with align_corners, as Caffe's interpolation does, and images padded to the grid
       (deeplab.py).
+    * For the loss of the half-sized image alone, the release shrinks the labels by 16. Here its scores are
+      enlarged to the first grid, as those of 0.75 are.
     * `width` multiplies all channels; the trunk may be any ResNet.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,7 +54,7 @@ from tinyseg.models.backbones import classifier
 from tinyseg.models.backbones.resnet import UNITS, ResNet
 from tinyseg.models.backbones.vgg import VGGLargeFOV
 from tinyseg.models.deeplab import CLASSIFIER_INIT, DeepLab, FullyConnected, check_settings
-from tinyseg.models.network import LearningRates
+from tinyseg.models.network import LearningRates, PixelLoss
 from tinyseg.tape import Tensor
 
 RATES = {"L": (6, 12, 18, 24), "S": (2, 4, 8, 12), "LargeFOV": (12,)}
@@ -59,16 +62,24 @@ SCALES = (1.0, 0.75, 0.5)
 RESNETS = {f"resnet{depth}": depth for depth in UNITS}
 
 
+class Outputs(NamedTuple):
+    """What the network says in training with several scales, all on one grid."""
+
+    logits: Tensor  # N h w classes, fused
+    scales: list[Tensor]  # N h w classes, of 1, 0.75 and 0.5 alone
+
+
 class DeepLabV2(DeepLab):
     """See the top of this file.
 
-    backbone      "vgg16", or "resnet101" and the like
-    aspp          "L", "S" or "LargeFOV": which rates
-    multi_scale   fuse the scores of three sizes of the image
-    frozen_norms  keep the batch normalisations of a ResNet as they are
-    width         multiplies all channels
-    dropout       rate behind fc6 and fc7 of VGG
-    rng           draws the initial weights
+    backbone       "vgg16", or "resnet101" and the like
+    aspp           "L", "S" or "LargeFOV": which rates
+    multi_scale    fuse the scores of three sizes of the image
+    shrunk_labels  train on every 8th pixel, as the paper does
+    frozen_norms   keep the batch normalisations of a ResNet as they are
+    width          multiplies all channels
+    dropout        rate behind fc6 and fc7 of VGG
+    rng            draws the initial weights
     """
 
     output_stride = 8
@@ -82,6 +93,7 @@ class DeepLabV2(DeepLab):
         backbone: str = "resnet101",
         aspp: str = "L",
         multi_scale: bool = False,
+        shrunk_labels: bool = False,
         frozen_norms: bool = False,
         width: float = 1.0,
         dropout: float = 0.5,
@@ -90,7 +102,8 @@ class DeepLabV2(DeepLab):
         check_settings("DeepLabV2", in_channels=in_channels, classes=classes, width=width)
         classifier.check_choice("DeepLabV2", "backbone", backbone, ("vgg16", *RESNETS))
         classifier.check_choice("DeepLabV2", "aspp", aspp, tuple(RATES))
-        self.in_channels, self.classes, self.multi_scale = in_channels, classes, multi_scale
+        self.in_channels, self.classes = in_channels, classes
+        self.multi_scale, self.shrunk_labels = multi_scale, shrunk_labels
         if backbone == "vgg16":
             self.trunk = VGGLargeFOV(in_channels, None, average_pool=False, width=width, rng=rng)
             channels, hidden = self.trunk.stage_channels["pool5"], classifier.scaled(1024, width)
@@ -116,6 +129,33 @@ class DeepLabV2(DeepLab):
 
     def scores(self, x: Input) -> Tensor:
         return self.scores_of_scales(x)[0] if self.multi_scale else self.scores_of_one_scale(x)
+
+    def outputs(self, x: Input) -> Tensor | Outputs:
+        """The logits; with several scales, also those of each. With shrunk labels, the scores instead."""
+        if not self.multi_scale:
+            return super().outputs(x)
+        fused, scales = self.scores_of_scales(self.on_grid(x))
+        size = fused.shape[1:3]
+        on_one_grid = [scales[0], *(F.resize(map, size, align_corners=True) for map in scales[1:])]
+        return Outputs(self.answers(fused, x), [self.answers(map, x) for map in on_one_grid])
+
+    def losses(
+        self,
+        outputs: Tensor | Outputs,
+        labels: np.ndarray,
+        pixel_loss: PixelLoss,
+        *,
+        weights: np.ndarray | None = None,
+        step: int = 0,
+    ) -> dict[str, Tensor]:
+        """Those of the result, "pixels", and of each scale if there are several."""
+        if not isinstance(outputs, Outputs):
+            return super().losses(outputs, labels, pixel_loss, weights=weights, step=step)
+        labels, weights = self.counted(labels), None if weights is None else self.counted(weights)
+        terms = {"pixels": pixel_loss(outputs.logits, labels, weights)}
+        for scale, logits in zip(SCALES, outputs.scales, strict=True):
+            terms[f"scale_{scale:g}"] = pixel_loss(logits, labels, weights)
+        return terms
 
     def scores_of_one_scale(self, x: Input) -> Tensor:
         x = self.trunk.stages(x)[self.trunk.last_stage]

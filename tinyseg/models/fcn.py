@@ -37,12 +37,12 @@ hence 19. These crops fit for every size only if the poolings round up, as Caffe
     fcn_googlenet    googlenet   32          5,973,552 + 1,025 C         5,995,077    715
 
 Training in stages: the classifier's weights start FCN-32s, what that learns starts FCN-16s, and so on. As the new
-scorer starts with zeros, each stage first answers nearly as the one before. The later ones have a 100th of the
-first one's learning rate:
+scorer starts with zeros, each stage first answers nearly as the one before. In the authors' code each has a 100th
+of the learning rate of the one before:
 
-    tinyseg train voc.toml --set model.name=fcn32s --init vgg16-397923af.pth --out runs/fcn32s
-    tinyseg train voc.toml --set model.name=fcn16s --init runs/fcn32s --set optim.lr=2e-7 --out runs/fcn16s
-    tinyseg train voc.toml --set model.name=fcn8s --init runs/fcn16s --set optim.lr=2e-7 --out runs/fcn8s
+    tinyseg train fcn --data VOCdevkit --out runs/fcn32s --init vgg16-397923af.pth
+    tinyseg train fcn --data VOCdevkit --out runs/fcn16s --init runs/fcn32s -s model.name=fcn16s -s optim.lr=1.9e-7
+    tinyseg train fcn --data VOCdevkit --out runs/fcn8s --init runs/fcn16s -s model.name=fcn8s -s optim.lr=1.9e-9
 
     coarse = models.create("fcn32s");   coarse.start_from_classifier(vgg)       # or in Python; then train it
     finer = models.create("fcn16s");    finer.start_from(coarse)
