@@ -1,0 +1,42 @@
+"""The ladder of convolution in benchmarks/: every rung is right, and compiles for real GPUs."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinyseg import cuda
+from tinyseg.cuda import nvrtc
+
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "ladders" / "conv2d_cuda.py"
+_spec = importlib.util.spec_from_file_location("conv2d_cuda", PATH)
+ladder = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(ladder)
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS, ids=lambda rung: rung.name)
+def test_rung(machine, rung):
+    x = machine.numbers(2, 7, 6, 20, dtype=np.float32)
+    w = machine.numbers(3, 3, 20, 68, dtype=np.float32)
+    for device in machine.devices:
+        with cuda.on(device):
+            ladder.validate(rung, x, w)
+
+
+def test_a_wrong_version_is_noticed(machine):
+    x, w = machine.numbers(1, 3, 4, 4, dtype=np.float32), machine.numbers(3, 3, 4, 4, dtype=np.float32)
+    shifted = ladder.RUNGS[0]._replace(run=lambda x, w: ladder.RUNGS[0].run(x, w[:, ::-1].copy()))
+    with cuda.on(machine.devices[0]), pytest.raises(AssertionError, match="1 naive is off by"):
+        ladder.validate(shifted, x, w)
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+def test_compiles_without_local_memory(capability):
+    try:
+        nvrtc.version()
+    except cuda.CudaError as error:
+        pytest.skip(f"kernels are not compiled for GPUs: {error}")
+    (configuration,) = ladder._cuda.configurations()
+    log = nvrtc.compile(ladder._cuda.source(configuration), PATH.name, capability).log
+    assert log.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(ladder._cuda.kernels)
