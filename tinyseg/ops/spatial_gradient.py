@@ -35,6 +35,8 @@ import numpy as np
 
 from tinyseg.backend import Array
 from tinyseg.ops import checks, separable
+from tinyseg.ops.arithmetic import add
+from tinyseg.ops.concat import ConcatCache, concat, concat_backward
 from tinyseg.ops.separable import SeparableCache, Table
 
 
@@ -101,16 +103,18 @@ def spatial_gradient(x: Array) -> tuple[Array, SpatialGradientCache]:
     rows, columns = x.shape[1:3]
     v, down = separable.forward(x, _band(rows, DIFFERENCE), _band(columns, ITSELF))
     u, along = separable.forward(x, _band(rows, ITSELF), _band(columns, DIFFERENCE))
-    return np.concatenate([v, u], axis=-1), SpatialGradientCache(down, along)
+    return concat([v, u])[0], SpatialGradientCache(down, along)
 
 
 def spatial_gradient_backward(dy: Array, cache: SpatialGradientCache) -> Array:
     """The gradient with respect to `x`, N H W C."""
     shape = cache.down.shape
     checks.upstream("spatial_gradient_backward", dy, (*shape[:3], 2 * shape[3]), cache.down.dtype)
-    dv, du = np.split(dy, 2, axis=-1)
-    dx = separable.backward("spatial_gradient_backward", dv, cache.down)
-    return dx + separable.backward("spatial_gradient_backward", du, cache.along)
+    halves = ConcatCache((shape, shape), 3, dy.dtype)
+    dv, du = concat_backward(dy, halves)
+    through_v = separable.backward("spatial_gradient_backward", dv, cache.down)  # type: ignore[arg-type]
+    through_u = separable.backward("spatial_gradient_backward", du, cache.along)  # type: ignore[arg-type]
+    return add(through_v, through_u)[0]
 
 
 def gradient_magnitude(x: Array, *, smoothing: float = 1e-3) -> tuple[Array, GradientMagnitudeCache]:
