@@ -9,7 +9,10 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tinyseg.crf.row_kernels import LANES
+
 NUMBER = 4  # bytes of a float32 and of an int32
+CODE = 8  # bytes of a lattice point's code
 
 
 class Memory(NamedTuple):
@@ -24,19 +27,26 @@ class Memory(NamedTuple):
 
 def estimate(points: int, labels: int, dimensions: Sequence[int] = (2, 5)) -> Memory:
     """What inference needs: points N, labels L and, for each kernel, its number of features d."""
-    maps = 2 * points * max(labels, 8) * NUMBER  # unary energies and marginals
     corners = [d + 1 for d in dimensions]
+    maps = 2 * points * max(labels, LANES) * NUMBER  # unary energies and marginals
     features = sum(points * d * NUMBER for d in dimensions)
-    tables = sum(6 * points * c * NUMBER for c in corners)  # vertex, weight, both by entry; joined, share
+    tables = sum(4 * points * c * NUMBER for c in corners)  # vertex and weight, by point and by vertex
+    joined = sum(4 * points * c * NUMBER for c in corners)  # vertex, share, target, gift
     scales = 4 * points * NUMBER * len(dimensions)
-    sorting = max(
-        6 * points * c * NUMBER for c in corners
-    )  # two lists of codes and entries, while a table is made
-    certain = maps + features + tables + scales + sorting
+    sorting = max(2 * points * c * (CODE + NUMBER) for c in corners)  # codes and entries, twice, for one lattice
+    kept = maps + features + tables + scales
+
     vertices = [points * c for c in corners]
-    values = (sum(vertices) + max(vertices)) * max(labels, 8) * NUMBER
-    neighbours = sum(2 * c * v * NUMBER for c, v in zip(corners, vertices, strict=True))
-    return Memory(certain, certain - sorting + values + neighbours)
+    values = vertex_values(sum(vertices), labels)
+    chains = sum(v * (c * NUMBER + CODE) for c, v in zip(corners, vertices, strict=True))
+    linking = max(v * (c * (2 * NUMBER + 1) + CODE) for c, v in zip(corners, vertices, strict=True))
+    at_most = kept + chains + max(joined + values, sorting + linking)
+    return Memory(kept + max(joined, sorting), at_most)
+
+
+def vertex_values(rows: int, labels: int) -> int:
+    """Bytes of the numbers of so many vertices: of this iteration and of the next, in whole registers."""
+    return 2 * rows * -(-labels // LANES) * LANES * NUMBER
 
 
 def available() -> int | None:
