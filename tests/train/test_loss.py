@@ -48,6 +48,12 @@ def test_labels_are_cut_to_the_middle_of_what_is_answered_for(shapes, rng):
     np.testing.assert_array_equal(middle(np.arange(5).reshape(1, 1, 5), (1, 2)), [[[1, 2]]])
 
 
+def test_labels_must_not_be_smaller(shapes, rng):
+    logits, labels = rng.standard_normal((1, 8, 6, 6)), rng.integers(0, 6, (1, 8, 5))
+    with pytest.raises(ValueError, match="the logits have 8 x 6 pixels, more than the 8 x 5 of the labels"):
+        PixelLoss(config.Loss(), shapes)(Tensor(logits), labels)
+
+
 def test_median_frequency_weights_come_from_the_masks(shapes):
     loss = PixelLoss(config.Loss(class_weights="median"), shapes)
     masks = [shapes[i].mask for i in range(3)]

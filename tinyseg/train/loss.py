@@ -41,6 +41,11 @@ class PixelLoss:
 
 def middle(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The central h x w pixels of maps (N, H, W); an odd difference leaves the extra pixel at the bottom right."""
+    if size[0] > maps.shape[1] or size[1] > maps.shape[2]:
+        raise ValueError(
+            f"PixelLoss: the logits have {size[0]} x {size[1]} pixels, more than the {maps.shape[1]} x "
+            f"{maps.shape[2]} of the labels; both must be of the same images"
+        )
     top, left = (maps.shape[1] - size[0]) // 2, (maps.shape[2] - size[1]) // 2
     return np.ascontiguousarray(maps[:, top : top + size[0], left : left + size[1]])
 

@@ -97,12 +97,13 @@ def summary(trainer: "Trainer") -> list[tuple[str, str]]:
     """What the run is about to do, as pairs of a heading and a sentence."""
     config, progress = trainer.config, trainer.progress
     options = ", ".join(f"{name} {value}" for name, value in config.model.options.items())
+    started = trainer.started.describe() if trainer.started else []
     steps, batch = trainer.steps_per_epoch, config.train.batch * config.train.accumulate
     rows = [
         ("Data", f"{trainer.train_set!r}".strip("<>")),
         ("", f"{trainer.val_set!r}".strip("<>")),
         ("Network", f"{config.model.name} ({options}), {trainer.network.num_parameters():,} parameters"),
-        *zip(("Starts", "", "", "", ""), trainer.started.describe() if trainer.started else (), strict=False),
+        *(("" if number else "Starts", line) for number, line in enumerate(started)),
         (
             "Training",
             f"{config.train.epochs} epochs of {steps} steps, {batch} images each; {config.optim.name}, "
