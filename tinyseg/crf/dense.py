@@ -243,8 +243,9 @@ def check_memory(operator: str, what: str, need: memory.Memory, limit: int | Non
     """Raise MemoryError, with what is needed, if it is more than the limit, by default what is free."""
     free = memory.available() if limit is None else limit
     if free is not None and need.certain > free:
+        amount = f"{need.certain / 2**30:.1f} GiB" if need.certain == need.at_most else str(need)
         raise MemoryError(
-            f"{operator}: {what} need {need}, and {free / 2**30:.1f} GiB are free; work on a smaller image, on "
+            f"{operator}: {what} need {amount}, and {free / 2**30:.1f} GiB are free; work on a smaller image, on "
             "parts of it, or with fewer labels"
         )
 
@@ -255,6 +256,7 @@ def check_vertices(operator: str, filters: Sequence[Normalised], labels: int, li
     if lattices:
         rows = sum(lattice.vertices for lattice in lattices)
         corners = sum(lattice.weight.size for lattice in lattices)
-        need = memory.NUMBER * ((lattices[0].points + rows) * max(labels, 8) + 2 * corners)
+        maps = lattices[0].points * max(labels, 8) * memory.NUMBER  # the marginals
+        need = maps + 4 * corners * memory.NUMBER + memory.vertex_values(rows, labels)
         what = f"{labels} labels on lattices of {rows} vertices"
         check_memory(operator, what, memory.Memory(need, need), limit)
