@@ -229,7 +229,6 @@ def test_errors():
 
 @pytest.mark.slow
 def test_learns_four_images_by_heart(learn_by_heart):
-    """Objects have to be larger than the 8 pixels between two scores, so the middle of each image is enlarged."""
-    rng = np.random.default_rng(0)
-    net = FastFCN(3, 11, head="encnet", backbone="resnet18", width=0.25, rng=rng)
-    assert learn_by_heart(net, size=(193, 257), part=0.2) >= 0.95
+    """With the losses of the auxiliary head and of the presence of classes."""
+    net = FastFCN(3, 11, head="encnet", backbone="resnet18", width=0.25, rng=np.random.default_rng(0))
+    assert learn_by_heart(net, size=(193, 257), part=0.3) >= 0.95

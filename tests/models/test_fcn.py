@@ -305,5 +305,5 @@ def test_gradient_through_the_whole_network(variant, check_network_gradient):
 
 @pytest.mark.slow
 def test_learns_four_images_by_heart(learn_by_heart):
-    net = FCN(3, 11, padding="same", width=0.25, dropout=0.0, rng=np.random.default_rng(0))
-    assert learn_by_heart(net, size=(192, 256), part=0.2, lr=1e-3) >= 0.95
+    net = FCN(3, 11, padding="same", width=1 / 8, dropout=0.0, rng=np.random.default_rng(0))
+    assert learn_by_heart(net, size=(192, 256), part=0.2, steps=150) >= 0.95
