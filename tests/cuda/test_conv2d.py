@@ -5,6 +5,7 @@ import pytest
 
 from tinyseg import cuda, ops
 from tinyseg.cuda import allow_tf32
+from tinyseg.ops import geometry
 from tinyseg.ops.conv2d import algorithms, gather
 
 # Rows of a product come in tiles of 128, columns of 64, the sum in slices of 16: smaller, larger, and none of a
@@ -112,6 +113,43 @@ def test_tensor_cores_sum_over_pixels_in_several_parts(machine):
     check(machine, (2, 24, 17, 4, 4, (2, 3), {}), np.float32, "tensor_cores")
 
 
+HALO_TILES = {
+    "one tile": (1, 14, 15, 16, 16, (3, 3), {"padding": (1, 0, 2, 1)}),
+    "more than a tile of pixels": (1, 17, 5, 32, 16, (3, 3), {"padding": 1}),
+    "two images": (2, 3, 18, 16, 16, (3, 3), {}),
+    "more than a tile of channels": (1, 5, 7, 16, 80, (3, 3), {"padding": 1}),
+    "dilation and groups": (1, 9, 8, 32, 32, (3, 3), {"dilation": (1, 2), "padding": (3, 1, 0, 2), "groups": 2}),
+}
+
+
+@pytest.mark.parametrize("case", HALO_TILES.values(), ids=HALO_TILES.keys())
+def test_halo_tiles(machine, case):
+    check(machine, case, np.float32, "halo_tiles", tolerance={np.dtype(np.float32): 3e-6})
+
+
+def test_halo_tiles_with_tf32(machine):
+    case, tolerance = HALO_TILES["one tile"], {np.dtype(np.float32): 3e-3}
+    with allow_tf32():
+        check(machine, case, np.float32, "halo_tiles", tolerance=tolerance)
+
+
+def test_halo_tiles_are_chosen_where_they_are_full(machine):
+    def chosen(size, kernel=3, padding=1, dtype=np.float32, **options):
+        window = geometry.window("conv2d", size, kernel, 1, padding, **options)
+        w = cuda.to_device(np.zeros((*window.kernel, 16, 32), dtype))
+        return algorithms.choose("auto", w, w, 1, window)
+
+    with cuda.on(machine.devices[0]):
+        assert chosen((32, 48)) is chosen((80, 79)) is chosen((30, 32), padding=2, dilation=2)
+        assert chosen((32, 48)) is algorithms.halo_tiles
+        assert (
+            chosen((33, 33)) is chosen((32, 32), padding=2) is algorithms.tensor_cores
+        )  # 2 x 2 tiles, then 3 x 3
+        assert chosen((32, 32), kernel=1, padding=0) is algorithms.tensor_cores
+        assert chosen((32, 32), padding=3, dilation=3) is algorithms.tensor_cores
+        assert chosen((32, 48), dtype=np.float64) is algorithms.implicit_gemm
+
+
 def test_the_choice_of_an_algorithm(machine):
     def chosen(in_group, out_channels, groups=1, dtype=np.float32):
         return algorithms.choose(
@@ -132,12 +170,14 @@ def test_the_choice_of_an_algorithm(machine):
         ("depthwise", 2, "takes groups of one channel, not of 2; choose 'auto' or 'implicit_gemm'"),
         ("tensor_cores", 2, "multiple of 4 channels on both sides, not 2 and 4; choose"),
         ("tensor_cores", 1, "for float32, not float64"),
+        ("halo_tiles", 4, "'halo_tiles' is not possible: each group must have a multiple of 4 channels"),
+        ("halo_tiles", -1, "'halo_tiles' is not possible: it is for kernels of 3 x 3 with stride 1"),
         ("patches", 1, "algo 'patches' is not for arrays on the GPU; choose 'auto' or one of .*'tensor_cores'"),
         ("fast", 1, "unknown algo 'fast'; choose 'auto' or one of .*'tensor_cores'"),
     ],
 )
 def test_algorithms_that_are_not_possible(machine, algo, groups, match):
-    dtype = np.float32 if groups == 2 else np.float64
+    dtype, groups = np.float64 if groups == 1 else np.float32, abs(groups)
     with cuda.on(machine.devices[0]), pytest.raises(ValueError, match=match):
         x, w = (
             cuda.to_device(np.zeros((1, 3, 3, 4), dtype)),

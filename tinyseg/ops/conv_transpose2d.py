@@ -80,7 +80,7 @@ def conv_transpose2d(
     if b is not None:
         checks.shape("conv_transpose2d", "b", b, (channels,), "one for each of the C output channels")
     window = _window(x.shape[1:3], w.shape[:2], stride, padding, output_padding, dilation)
-    y = algorithms.choose(algo, x, w, groups).data_gradient(x, w, b, window, groups)
+    y = algorithms.choose(algo, x, w, groups, window).data_gradient(x, w, b, window, groups)
     return y, ConvTranspose2dCache(x, w, b is not None, window, groups, algo)
 
 
@@ -91,7 +91,7 @@ def conv_transpose2d_backward(
     x, w, has_bias, window, groups, algo = cache
     y_shape = (len(x), *window.size, w.shape[2] * groups)
     checks.upstream("conv_transpose2d_backward", dy, y_shape, x.dtype)
-    algorithm = algorithms.choose(algo, dy, w, groups)
+    algorithm = algorithms.choose(algo, dy, w, groups, window)
     dx = algorithm.forward(dy, w, None, window, groups) if need[0] else None
     dw = algorithm.weight_gradient(dy, x, window, groups) if need[1] else None
     db = bias_gradient(dy) if need[2] and has_bias else None

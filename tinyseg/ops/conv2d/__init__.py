@@ -64,7 +64,7 @@ def conv2d(
     groups: both channel axes are split into so many runs that do not see each other; `groups=C` is depthwise.
     algo: "auto", or on the CPU "patches" (matrix products), "direct" (loops), "reference" (NumPy, the definition),
         on the GPU "implicit_gemm" (matrix products), "tensor_cores" (the same on tensor cores, for float32 and
-        channels in fours), "depthwise" (for groups of one channel).
+        channels in fours), "halo_tiles" (also, for 3 x 3 with stride 1), "depthwise" (for groups of one channel).
 
     Returns y (N, P, Q, O), of the type of x. Raises ValueError or TypeError for shapes and types that do not fit.
 
@@ -82,7 +82,7 @@ def conv2d(
     if b is not None:
         checks.shape("conv2d", "b", b, (w.shape[3],), "one for each output channel of w")
     window = geometry.window("conv2d", x.shape[1:3], w.shape[:2], stride, padding, dilation)
-    y = algorithms.choose(algo, x, w, groups).forward(x, w, b, window, groups)
+    y = algorithms.choose(algo, x, w, groups, window).forward(x, w, b, window, groups)
     return y, Conv2dCache(x, w, b is not None, window, groups, algo)
 
 
@@ -92,7 +92,7 @@ def conv2d_backward(
     """The gradients (dx, dw, db), of the shapes of x, w and b; None for one that is not needed or absent."""
     x, w, has_bias, window, groups, algo = cache
     checks.upstream("conv2d_backward", dy, (len(x), *window.out, w.shape[3]), x.dtype)
-    algorithm = algorithms.choose(algo, dy, w, groups)
+    algorithm = algorithms.choose(algo, dy, w, groups, window)
     dx = algorithm.data_gradient(dy, w, None, window, groups) if need[0] else None
     dw = algorithm.weight_gradient(x, dy, window, groups) if need[1] else None
     db = bias_gradient(dy) if need[2] and has_bias else None

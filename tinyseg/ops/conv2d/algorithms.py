@@ -4,9 +4,9 @@
     data_gradient(dy, w, b, window, groups)    dx, and the forward pass of a transposed convolution
     weight_gradient(x, dy, window, groups)     dw of both
 
-Those for the GPU have one more, which says why it cannot convolve with some weights, or None:
+Those for the GPU have one more, which says why it cannot calculate a convolution, or None:
 
-    unsuitable(w, groups)
+    unsuitable(w, groups, window)
 
 A faster convolution is added here: one more module, one more name, and a line in `choose` that says when it wins.
 """
@@ -17,30 +17,40 @@ import numpy as np
 
 from tinyseg import backend
 from tinyseg.backend import Array
-from tinyseg.ops.conv2d import depthwise, direct, implicit_gemm, patches, reference, tensor_cores
+from tinyseg.ops.conv2d import depthwise, direct, halo_tiles, implicit_gemm, patches, reference, tensor_cores
+from tinyseg.ops.geometry import Window
 
 ALGORITHMS = {"reference": reference, "direct": direct, "patches": patches}
-GPU_ALGORITHMS = {"depthwise": depthwise, "implicit_gemm": implicit_gemm, "tensor_cores": tensor_cores}
+GPU_ALGORITHMS = {
+    "depthwise": depthwise,
+    "halo_tiles": halo_tiles,
+    "implicit_gemm": implicit_gemm,
+    "tensor_cores": tensor_cores,
+}
 
 
-def choose(algo: str, x: Array, w: Array, groups: int) -> ModuleType:
+def choose(algo: str, x: Array, w: Array, groups: int, window: Window | None = None) -> ModuleType:
     """The module for `algo`, or for "auto" the one that suits the backend and the weights (R, S, C/G, O)."""
     if algo != "auto":
-        return _named(algo, x, w, groups)
+        return _named(algo, x, w, groups, window)
     if backend.name_for(x) == "cupy":
-        return _best_on_gpu(w, groups)
+        return _best_on_gpu(w, groups, window)
     # With fewer than 8 channels on either side of a group, a matrix product spends its time on copying.
     small_groups = groups > 1 and min(w.shape[2], w.shape[3] // groups) < 8
     return backend.choose(x, numpy=reference, numba=direct if small_groups else patches)
 
 
-def _best_on_gpu(w: Array, groups: int) -> ModuleType:
-    if groups > 1 and depthwise.unsuitable(w, groups) is None:
+def _best_on_gpu(w: Array, groups: int, window: Window | None) -> ModuleType:
+    if groups > 1 and depthwise.unsuitable(w, groups, window) is None:
         return depthwise
-    return implicit_gemm if tensor_cores.unsuitable(w, groups) else tensor_cores
+    if tensor_cores.unsuitable(w, groups, window):
+        return implicit_gemm
+    if window is not None and halo_tiles.wins(window) and halo_tiles.unsuitable(w, groups, window) is None:
+        return halo_tiles
+    return tensor_cores
 
 
-def _named(algo: str, x: Array, w: Array, groups: int) -> ModuleType:
+def _named(algo: str, x: Array, w: Array, groups: int, window: Window | None) -> ModuleType:
     on_gpu = not isinstance(x, np.ndarray)
     here, elsewhere = (GPU_ALGORITHMS, ALGORITHMS) if on_gpu else (ALGORITHMS, GPU_ALGORITHMS)
     if algo not in here:
@@ -50,7 +60,7 @@ def _named(algo: str, x: Array, w: Array, groups: int) -> ModuleType:
             f"conv2d: {known if algo in elsewhere else f'unknown algo {algo!r}'}; "
             f"choose 'auto' or one of {sorted(here)}"
         )
-    reason = here[algo].unsuitable(w, groups) if on_gpu else None
+    reason = here[algo].unsuitable(w, groups, window) if on_gpu else None
     if reason is not None:
         raise ValueError(f"conv2d: algo {algo!r} is not possible: {reason}; choose 'auto' or 'implicit_gemm'")
     return here[algo]

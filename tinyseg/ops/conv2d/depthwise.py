@@ -25,7 +25,7 @@ STRIP, TAPS = 4, 9  # as in the kernel file
 _cuda = cuda.KernelFile(__file__, headers=["taps.cuh"], WIDTH=(4, 1))
 
 
-def unsuitable(w: Array, groups: int) -> str | None:
+def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
     """Why weights (R, S, C/G, O) cannot be convolved with here; None if they can."""
     return None if w.shape[2] == 1 else f"it takes groups of one channel, not of {w.shape[2]}"
 

@@ -32,7 +32,7 @@ from tinyseg.ops.geometry import Window
 _cuda = cuda.KernelFile(__file__, headers=["taps.cuh"], WIDTH=(4, 1))
 
 
-def unsuitable(w: Array, groups: int) -> str | None:
+def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
     """Nothing is."""
     return None
 

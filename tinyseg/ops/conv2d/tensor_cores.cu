@@ -5,10 +5,6 @@
 // makes a quarter of 64 x 32 as 4 x 4 fragments of 16 x 8: an instruction multiplies 16 x 8 numbers of the left
 // matrix by 8 x 8 of the right one, and adds to a fragment. Three slices are in shared memory at the same time:
 // while one is multiplied, the next two are on their way, without passing through registers.
-//
-// TERMS: 1 multiplies numbers rounded to TF32, with 10 bits of mantissa. 3 splits each number into a large part
-// and what is left, both TF32, and adds three of the four products:
-//     a b = large(a) large(b) + large(a) small(b) + small(a) large(b)  + something below float's last bit.
 
 constexpr int ROWS = 128, COLUMNS = 64, DEPTH = 32, STAGES = 3, THREADS = 128;
 constexpr int LEFT = ROWS * DEPTH, SLICE = LEFT + DEPTH * COLUMNS;  // floats
@@ -17,16 +13,6 @@ constexpr int LEFT = ROWS * DEPTH, SLICE = LEFT + DEPTH * COLUMNS;  // floats
 // floats change places within a row. Where a row has the number k along the sum, and holds neighbouring rows or
 // columns of the tile, run q moves to q ^ 2 (k % 4); where it has the number m, and is a piece of the sum, to q ^
 // (m % 8).
-
-struct Fragments {
-    float v[4][4][4];  // for the 16 rows i and the 8 columns j: four numbers of each lane, see mma_tf32
-};
-
-DEVICE void split(float x, uint32 &large, uint32 &small) {
-    large = to_tf32(x);
-    if (TERMS == 3)
-        small = to_tf32(x - *reinterpret_cast<float *>(&large));
-}
 
 // TURNED says whether the left slice has a row for each number k along the sum, or for each row of the tile.
 template <bool TURNED> DEVICE void multiply(const float *left, const float *right, Fragments &sums) {
@@ -38,51 +24,30 @@ template <bool TURNED> DEVICE void multiply(const float *left, const float *righ
     Fragments &to = TERMS == 3 ? of_slice : sums;
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 8) {
-        uint32 large_b[4][2], small_b[4][2];
+        Right b;
 #pragma unroll
         for (int j = 0; j < 4; ++j)
 #pragma unroll
             for (int n = 0; n < 2; ++n)
-                split(right[(k + 4 * n + t) * COLUMNS + (j ^ t) * 8 + g], large_b[j][n], small_b[j][n]);
+                split(right[(k + 4 * n + t) * COLUMNS + (j ^ t) * 8 + g], b.large[j][n], b.small[j][n]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            uint32 large_a[4], small_a[4];
+            Left a;
 #pragma unroll
             for (int n = 0; n < 4; ++n) {
                 int below = n % 2, later = n / 2;  // by 8 rows; by 4 along the sum
                 int turned = (k + 4 * later + t) * ROWS + ((2 * i + below) ^ t) * 8 + g;
                 int straight = (16 * i + 8 * below + g) * DEPTH + ((k / 4 + later) ^ g) * 4 + t;
-                split(left[TURNED ? turned : straight], large_a[n], small_a[n]);
+                split(left[TURNED ? turned : straight], a.large[n], a.small[n]);
             }
-            if (TERMS == 3) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    mma_tf32(to.v[i][j], small_a, large_b[j]);
-#pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    mma_tf32(to.v[i][j], large_a, small_b[j]);
-            }
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                mma_tf32(to.v[i][j], large_a, large_b[j]);
+            multiply_pieces(to.v[i], a, b);
         }
     }
     if (TERMS == 3)
-#pragma unroll
-        for (int n = 0; n < 64; ++n)
-            sums.v[n / 16][n / 4 % 4][n % 4] += of_slice.v[n / 16][n / 4 % 4][n % 4];
+        add(sums, of_slice);
 }
 
-// A lane has two neighbouring numbers in row g of a fragment and two in row g + 8. It swaps two with the lane
-// beside it, and has four in one row: row_of_lane() + 16 i, columns column_of_lane() + 8 j + 0..3 of the tile.
-DEVICE pack<4> four_in_a_row(const float *v) {
-    bool odd = threadIdx.x % 2;
-    float first = shuffle_xor(odd ? v[0] : v[2], 1), second = shuffle_xor(odd ? v[1] : v[3], 1);
-    if (odd)
-        return {{first, second, v[2], v[3]}};
-    return {{v[0], v[1], first, second}};
-}
-
+// Where four_in_a_row belongs: rows row_of_lane() + 16 i and columns column_of_lane() + 8 j + 0..3 of the tile.
 DEVICE int row_of_lane() { return threadIdx.x / 64 * 64 + threadIdx.x % 32 / 4 + threadIdx.x % 2 * 8; }
 
 DEVICE int column_of_lane() { return threadIdx.x / 32 % 2 * 32 + threadIdx.x % 4 / 2 * 4; }

@@ -35,10 +35,10 @@ from tinyseg.ops.geometry import Window
 CAPABILITY = 80  # asynchronous copies, and TF32
 SHARED = 3 * (128 + 64) * 32 * 4  # bytes: three slices of both matrices
 
-_cuda = cuda.KernelFile(__file__, scalars=["float"], headers=["taps.cuh"], TERMS=(3, 1))
+_cuda = cuda.KernelFile(__file__, scalars=["float"], headers=["taps.cuh", "fragments.cuh"], TERMS=(3, 1))
 
 
-def unsuitable(w: Array, groups: int) -> str | None:
+def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
     """Why weights (R, S, C/G, O) cannot be convolved with here; None if they can."""
     if cuda.capability() < CAPABILITY:
         return f"it needs a GPU of compute capability {CAPABILITY / 10}, this one has {cuda.capability() / 10}"
@@ -51,17 +51,18 @@ def unsuitable(w: Array, groups: int) -> str | None:
 
 
 def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    return gather.product(_cuda, x, w, b, gather.forward_axes(window), groups, shared=SHARED, TERMS=_terms())
+    return gather.product(_cuda, x, w, b, gather.forward_axes(window), groups, shared=SHARED, TERMS=terms())
 
 
 def data_gradient(dy: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
     turned, axes = implicit_gemm.turn(w, groups), gather.data_gradient_axes(window)
-    return gather.product(_cuda, dy, turned, b, axes, groups, shared=SHARED, TERMS=_terms())
+    return gather.product(_cuda, dy, turned, b, axes, groups, shared=SHARED, TERMS=terms())
 
 
 def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
-    return gather.weight_gradient(_cuda, x, dy, window, groups, shared=SHARED, TERMS=_terms())
+    return gather.weight_gradient(_cuda, x, dy, window, groups, shared=SHARED, TERMS=terms())
 
 
-def _terms() -> int:
+def terms() -> int:
+    """How many products are calculated for each pair of numbers."""
     return 1 if cuda.tf32_is_allowed() else 3

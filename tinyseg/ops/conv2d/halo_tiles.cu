@@ -1,0 +1,129 @@
+// Convolution 3 x 3 with stride 1 on tensor cores, from patches of the image in shared memory: see halo_tiles.py.
+//
+// 256 threads, eight warps, calculate 16 x 16 pixels of 64 channels. They take 16 source channels at a time: the
+// pixels with the halo that the taps reach, and the weights of all nine taps. The next 16 channels are copied
+// meanwhile. A warp makes 4 rows of 16 pixels by 32 channels.
+
+constexpr int SIDE = 16, COLUMNS = 64, DEPTH = 16, TAPS = 3, THREADS = 256;
+constexpr int WEIGHTS = TAPS * TAPS * DEPTH * COLUMNS;  // floats
+constexpr int MOST_PIXELS = 400;                        // of a patch: 20 x 20
+
+// Against bank conflicts (see tensor_cores.cu), the runs of four floats change places: run q of pixel number p of
+// a patch is at q ^ (p / 2 % 4), run q of the weights of channel c at q ^ 2 (c % 4).
+
+// out[n, h, v, g, o] = bias[g, o] + sum over r, s < 3 and c of  source[n, i, j, g, c] * weights[r, s, c, g, o],
+//     i = h + row_origin + r * row_spread,   j = v + column_origin + s * column_spread.
+// Groups have a multiple of 16 source channels, and a multiple of 4 output channels. Dynamic shared memory: two
+// times a patch of DEPTH channels and the weights. Blocks along x: channel tiles of all pixel tiles; along y:
+// groups.
+KERNEL(256, 1) void halo_product(
+    const float *source, const float *weights, const float *bias, float *out, int in_group, int out_group,
+    int source_height, int out_height, int row_origin, int row_spread,
+    int source_width, int out_width, int column_origin, int column_spread) {
+    DYNAMIC_SHARED(float, stages);
+    SHARED int place[MOST_PIXELS];  // of each pixel of the patch in the source; -1 is outside
+    int channel_tiles = (out_group + COLUMNS - 1) / COLUMNS;
+    int tile_columns = (out_width + SIDE - 1) / SIDE, tile_rows = (out_height + SIDE - 1) / SIDE;
+    int first_channel = blockIdx.x % channel_tiles * COLUMNS, group = blockIdx.y;
+    Counter tile = counter_at(blockIdx.x / channel_tiles, tile_rows, tile_columns);  // image, row, column
+    int first_row = tile.middle * SIDE, first_column = tile.low * SIDE;
+    int in_channels = in_group * gridDim.y, out_channels = out_group * gridDim.y;
+
+    // The patch begins at the tap with the lowest offset, which is the last one in the gradient of the data.
+    int patch_height = SIDE + (TAPS - 1) * abs(row_spread), patch_width = SIDE + (TAPS - 1) * abs(column_spread);
+    int top = row_origin + min(0, (TAPS - 1) * row_spread);
+    int left = column_origin + min(0, (TAPS - 1) * column_spread);
+    int patch_pixels = patch_height * patch_width, stage_floats = patch_pixels * DEPTH + WEIGHTS;
+    for (int p = threadIdx.x; p < patch_pixels; p += THREADS) {
+        int h = first_row + top + p / patch_width, v = first_column + left + p % patch_width;
+        bool inside = h >= 0 && h < source_height && v >= 0 && v < source_width;
+        place[p] = inside ? (tile.high * source_height + h) * source_width + v : -1;
+    }
+    SYNC();
+
+    int weights_run = threadIdx.x % 16, weights_c = threadIdx.x / 16;
+    int weights_place = weights_c * COLUMNS + (weights_run ^ weights_c % 4 * 2) * 4;
+    int column = first_channel + 4 * weights_run;
+    auto copy_channels = [&](int first_c) {
+        float *patch = stages + first_c / DEPTH % 2 * stage_floats, *tap_weights = patch + patch_pixels * DEPTH;
+        for (int i = threadIdx.x; i < 4 * patch_pixels; i += THREADS) {
+            int p = i / 4, run = i % 4;
+            const float *from = source + int64(place[p]) * in_channels + group * in_group + first_c + 4 * run;
+            copy_async<16>(patch + p * DEPTH + (run ^ p / 2 % 4) * 4, from, place[p] >= 0);
+        }
+        for (int tap = 0; tap < TAPS * TAPS; ++tap) {
+            int64 row = int64(tap) * in_group + first_c + weights_c;
+            const float *from = weights + row * out_channels + group * out_group + column;
+            copy_async<16>(tap_weights + tap * DEPTH * COLUMNS + weights_place, from, column < out_group);
+        }
+    };
+
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
+    int warp_row = warp / 2 * 4, warp_column = warp % 2 * 32;
+    Fragments sums = {};
+    copy_channels(0);
+    close_copies();
+    for (int first_c = 0; first_c < in_group; first_c += DEPTH) {
+        if (first_c + DEPTH < in_group)
+            copy_channels(first_c + DEPTH);
+        close_copies();
+        wait_copies<1>();
+        SYNC();
+        const float *patch = stages + first_c / DEPTH % 2 * stage_floats;
+        const float *tap_weights = patch + patch_pixels * DEPTH;
+#pragma unroll 1
+        for (int tap = 0; tap < TAPS * TAPS; ++tap) {
+            // Of 16 pixels in a row, the lane reads number g and g + 8, of channels k + t and k + 4 + t.
+            int row = warp_row + row_origin - top + tap / TAPS * row_spread;
+            int pixel = row * patch_width + g + column_origin - left + tap % TAPS * column_spread;
+            const float *right = tap_weights + tap * DEPTH * COLUMNS + warp_column;
+            Fragments of_tap = {};
+            Fragments &to = TERMS == 3 ? of_tap : sums;
+#pragma unroll
+            for (int k = 0; k < DEPTH; k += 8) {
+                Right b;
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+#pragma unroll
+                    for (int n = 0; n < 2; ++n)
+                        split(right[(k + 4 * n + t) * COLUMNS + (j ^ t) * 8 + g], b.large[j][n], b.small[j][n]);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    int p = pixel + i * patch_width;
+                    Left a;
+#pragma unroll
+                    for (int n = 0; n < 4; ++n) {
+                        int below = n % 2, run = k / 4 + n / 2;  // by 8 pixels: p / 2 % 4 is the same
+                        float number = patch[(p + 8 * below) * DEPTH + (run ^ p / 2 % 4) * 4 + t];
+                        split(number, a.large[n], a.small[n]);
+                    }
+                    multiply_pieces(to.v[i], a, b);
+                }
+            }
+            if (TERMS == 3)
+                add(sums, of_tap);
+        }
+        SYNC();  // before the next channels come to where these are
+    }
+
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        int h = first_row + warp_row + i, v = first_column + g + lane % 2 * 8;
+        int64 offset = (int64(tile.high) * out_height + h) * out_width + v;
+        float *to = out + offset * out_channels + group * out_group;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            int channel = first_channel + warp_column + 8 * j + t / 2 * 4;
+            pack<4> values = four_in_a_row(sums.v[i][j]);
+            if (h >= out_height || v >= out_width || channel >= out_group)
+                continue;
+            if (bias) {
+                pack<4> added = load<4>(bias + group * out_group + channel);
+#pragma unroll
+                for (int n = 0; n < 4; ++n)
+                    values.v[n] += added.v[n];
+            }
+            store<4>(to + channel, values);
+        }
+    }
+}
