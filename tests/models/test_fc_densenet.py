@@ -145,7 +145,7 @@ def test_gradient_through_the_whole_network(statistics, check_network_gradient):
 def test_errors():
     with pytest.raises(ValueError, match=r"3 x 9 pixels is too small to be halved 2 times.*at least 4 x 4"):
         small()(np.zeros((1, 3, 9, 2), np.float32))
-    with pytest.raises(ValueError, match=r"x has 3 channels, but the weights .* take 2"):
+    with pytest.raises(ValueError, match=r"images must have the shape \(N, H, W, 2\), got .*, 3\)"):
         small()(np.zeros((1, 8, 9, 3), np.float32))
     with pytest.raises(ValueError, match="growth must be at least 1, got 0"):
         small(growth=0)

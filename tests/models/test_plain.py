@@ -49,7 +49,7 @@ def test_errors():
         small(depth=0)
     with pytest.raises(ValueError, match=r"kernel must be an odd number.*got 4"):
         small(kernel=4)
-    with pytest.raises(ValueError, match=r"x has 3 channels, but the weights .* take 2"):
+    with pytest.raises(ValueError, match=r"images must have the shape \(N, H, W, 2\), got .*, 3\)"):
         small()(np.zeros((1, 4, 4, 3), np.float32))
 
 
