@@ -79,8 +79,10 @@ def learn_by_heart(real_data):
 
     Seen on one thread of an EPYC core with AVX2 (pytest -m slow -s prints it), minutes of processor time:
 
-        FCN-8s, VGG-16 / 8                        100 steps   0.8 minutes   0.965
-        FC-DenseNet, four blocks a side            75         0.9           0.973
+        Plain, 6 layers of 32 channels            150 steps   1.4 minutes   0.958
+        U-Net, 3 levels of 16 channels and more   100         0.6           0.956
+        FCN-8s, VGG-16 / 8                        100         0.8           0.965
+        FC-DenseNet, 3 layers a block              75         0.9           0.973
         FastFCN, EncNet head, ResNet-18 / 4        75         0.5           0.950
         Gated-SCNN, ResNet-18 / 4                  75         0.9           0.952
     """

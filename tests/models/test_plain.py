@@ -55,5 +55,6 @@ def test_errors():
 
 @pytest.mark.slow
 def test_learns_four_images_by_heart(learn_by_heart):
-    net = Plain(3, 11, width=48, depth=7, kernel=5, norm=True, rng=np.random.default_rng(0))
-    assert learn_by_heart(net) >= 0.95
+    """It sees 25 pixels on a side: those of a small image say where in which image it is."""
+    net = Plain(3, 11, width=32, depth=6, kernel=5, norm=True, rng=np.random.default_rng(0))
+    assert learn_by_heart(net, size=(72, 96), part=0.5, lr=3e-3, steps=250) >= 0.95

@@ -172,3 +172,9 @@ def test_create_errors():
         models.create("unet", variant="same")
     with pytest.raises(ValueError, match=r"depth must be at least 1, got 0"):
         models.create("unet", depth=0)
+
+
+@pytest.mark.slow
+def test_learns_four_images_by_heart(learn_by_heart):
+    net = UNet(3, 11, base=16, depth=3, variant="padded", rng=np.random.default_rng(0))
+    assert learn_by_heart(net, lr=5e-3) >= 0.95
