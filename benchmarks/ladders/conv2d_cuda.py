@@ -1,4 +1,4 @@
-"""Convolution on a GPU in seven versions, from the obvious one to the shipped ones.
+"""Convolution on a GPU in nine versions, from the obvious one to the shipped ones.
 
     python -m benchmarks.ladders.conv2d_cuda
 
@@ -15,9 +15,12 @@
     6  tensor_cores      As shipped for float32: numbers split in two, three products of each pair on tensor cores,
                          the next slices on their way meanwhile.
     7  ... with TF32     As shipped inside cuda.allow_tf32(): rounded instead of split, one product.
+    8  halo_tiles        As shipped for 3 x 3 with stride 1: patches of the image stay in shared memory for all
+                         nine taps.
+    9  ... with TF32     The same with numbers rounded.
 
 Each version is compared with the definition in float64 before it is timed, and none that is wrong is timed. The
-last three are not copies: they are what ops.conv2d runs. Times are medians of CUDA events, with inputs larger than
+last five are not copies: they are what ops.conv2d runs. Times are medians of CUDA events, with inputs larger than
 the cache used in turn.
 
 The order of the first steps follows Boehm, "How to optimize a CUDA matmul kernel for cuBLAS-like performance",
@@ -74,6 +77,8 @@ RUNGS = [
     Rung("5 implicit_gemm", _shipped("implicit_gemm"), 1e-5),
     Rung("6 tensor_cores", _shipped("tensor_cores"), 1e-5),
     Rung("7 tensor_cores with TF32", _shipped("tensor_cores", tf32=True), 3e-3),
+    Rung("8 halo_tiles", _shipped("halo_tiles"), 1e-5),
+    Rung("9 halo_tiles with TF32", _shipped("halo_tiles", tf32=True), 3e-3),
 ]
 
 

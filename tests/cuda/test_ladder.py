@@ -17,8 +17,8 @@ _spec.loader.exec_module(ladder)
 
 @pytest.mark.parametrize("rung", ladder.RUNGS, ids=lambda rung: rung.name)
 def test_rung(machine, rung):
-    x = machine.numbers(2, 7, 6, 20, dtype=np.float32)
-    w = machine.numbers(3, 3, 20, 68, dtype=np.float32)
+    x = machine.numbers(2, 7, 6, 16, dtype=np.float32)
+    w = machine.numbers(3, 3, 16, 80, dtype=np.float32)
     for device in machine.devices:
         with cuda.on(device):
             ladder.validate(rung, x, w)
