@@ -1,5 +1,6 @@
 """The CUDA kernels of convolution and of transposed convolution."""
 
+import host_gpu
 import numpy as np
 import pytest
 
@@ -219,6 +220,26 @@ def test_transposed(machine, dtype, case):
         return y, *ops.conv_transpose2d_backward(dy, cache)
 
     machine.agree(both, x, w, b, dy)
+
+
+@pytest.mark.parametrize("algo", ["implicit_gemm", "tensor_cores", "halo_tiles", "depthwise"])
+@pytest.mark.parametrize(
+    "images, side", [(2, 7), pytest.param(9, 4096, marks=pytest.mark.gpu)], ids=["rehearsal", "beyond 2^31"]
+)
+def test_the_last_corner_of_a_large_array(machine, algo, images, side):
+    """9 x 4096 x 4096 x 16 are 2.4e9 elements. Only the last corner has numbers, and is looked at."""
+    groups = 16 if algo == "depthwise" else 1
+    options = {"padding": 1, "groups": groups}
+    corner = machine.numbers(1, 6, 6, 16, dtype=np.float32)
+    w = machine.numbers(3, 3, 16 // groups, 16, dtype=np.float32)
+    expected = ops.conv2d(corner, w, **options)[0][:, 1:, 1:]
+    with cuda.on(machine.devices[0]):
+        if images > 2 and (isinstance(machine.devices[0], host_gpu.HostGpu) or cuda.memory().free < 32e9):
+            pytest.skip("for a GPU with 32 GB of free memory")
+        x = np.zeros((images, side, side, 16), np.float32)
+        x[-1:, -6:, -6:] = corner
+        y = ops.conv2d(cuda.to_device(x), cuda.to_device(w), algo=algo, **options)[0]
+        np.testing.assert_allclose(cuda.to_host(y[-1:, -5:, -5:]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_too_many_pixels():
