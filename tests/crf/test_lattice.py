@@ -132,6 +132,26 @@ def test_table_says_who_shares_what(features):
         assert all(cut == 0 or chain[cut - 1] < 0 for cut in pieces), "a chain is cut"
 
 
+@pytest.mark.parametrize("d", [3, 4, 5])
+def test_tasks_of_closed_blocks_share_no_vertex_along_any_axis(backend, d, rng, monkeypatch):
+    monkeypatch.setattr("tinyseg.crf.lattice.table.BLOCK", 50)
+    features = (rng.standard_normal((3000, d)) * 4).astype(np.float32)
+    pack = packing(features)
+    table = build_table(find_simplices(features, pack), pack)
+    assert table.closed == 3
+    tasks = len(table.pieces[3]) - 1
+    assert tasks > 3
+    end = 0
+    for task in range(tasks):
+        touched = [
+            vertex
+            for chain, pieces in zip(table.chains[3:], table.pieces[3:], strict=True)
+            for vertex in np.maximum(chain, ~chain)[pieces[task] : pieces[task + 1]].tolist()
+        ]
+        assert min(touched, default=end) >= end
+        end = max([end, *(vertex + 1 for vertex in touched)])
+
+
 # -------------------------------------------------------------------------------------------------------- filter
 
 

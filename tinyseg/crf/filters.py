@@ -81,8 +81,9 @@ class Normalised:
             raise ValueError(f"Normalised: mode must be one of {', '.join(NORMALISATIONS)}; got {mode!r}")
         self.kernel, self.mode = kernel, mode
         self.norm = kernel.apply(np.ones((kernel.points, 1), dtype))  # n, (N, 1)
-        power = {"none": 0, "before": 1, "after": 1, "symmetric": 0.5}[mode]
-        scale = ((self.norm + self.norm.dtype.type(TINY)) ** -power).astype(self.norm.dtype)
+        scale = 1 / (self.norm + self.norm.dtype.type(TINY))
+        if mode == "symmetric":
+            scale = np.sqrt(scale)
         self.before = scale if mode in ("before", "symmetric") else None  # (N, 1), or None for all ones
         self.after = scale if mode in ("after", "symmetric") else None
 

@@ -37,6 +37,7 @@ from tinyseg import backend
 from tinyseg.backend import Array
 from tinyseg.crf.filters import Normalised
 from tinyseg.crf.lattice import LatticeFilter
+from tinyseg.crf.lattice.table import Table
 from tinyseg.crf.mean_field import couple
 from tinyseg.crf.row_kernels import (
     LANES,
@@ -89,6 +90,7 @@ def marginals(
     width, once = len(label), np.unique(label, return_index=True)[1][:labels]
     lattices = [f.kernel for f in filters if isinstance(f.kernel, LatticeFilter)]
     plan = make_plan(lattices, filters, couplings)
+    stages = [_stages(lattice.table) for lattice in lattices]
     old, new = (_aligned_zeros(plan.rows if iterations else 0, width) for _ in range(2))
     q = np.empty_like(unary)
     for step in range(iterations + 1):
@@ -101,10 +103,10 @@ def marginals(
         if last:
             return
         add_extra_rows(new.reshape(-1), width, slots, plan.extra, plan.begins, plan.offset[-1])
-        for m, lattice in enumerate(lattices):
+        for m in range(len(lattices)):
             block = new[plan.offset[m] : plan.offset[m + 1]]
-            for chain, pieces in zip(lattice.table.chains, lattice.table.pieces, strict=True):
-                blur_rows(block.reshape(-1), width, slots, chain, pieces)
+            for chains, pieces in stages[m]:
+                blur_rows(block.reshape(-1), width, slots, chains, pieces)
             if couplings[m].ndim > 0:
                 block[:] = couple(couplings[m], block[:, once])[:, np.minimum(label, labels - 1)]
         old, new = new, old
@@ -142,6 +144,15 @@ def make_plan(
         )
     begins = first[:: len(lattices)] - offset[-1]
     return Plan((vertex, share, target, gift), offset, points, np.concatenate(in_order), begins)
+
+
+def _stages(table: Table) -> list[tuple[tuple[Array, ...], Array]]:
+    """The chains and pieces of each call of the blur: axis by axis, then all axes with closed blocks at once."""
+    stages: list[tuple[tuple[Array, ...], Array]]
+    stages = [((chain,), pieces[None]) for chain, pieces in zip(table.chains, table.pieces, strict=True)]
+    if table.closed < len(stages):
+        stages[table.closed :] = [(tuple(table.chains[table.closed :]), np.stack(table.pieces[table.closed :]))]
+    return stages
 
 
 def _scales(lattice: LatticeFilter, kernel: Normalised, coupling: Array) -> tuple[Array, Array]:

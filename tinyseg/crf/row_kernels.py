@@ -143,28 +143,33 @@ def add_extra_rows(values, width, slots, extra, begins, first_row):
 
 
 @kernel
-def blur_rows(values, width, slots, chain, pieces):
-    """Blur along one axis, as `lattice.filtering.blur` does: float32, in place; values is a flat array of rows."""
-    for piece in prange(pieces.size - 1):
-        begin = np.int64(pieces[piece])
-        end = np.int64(pieces[piece + 1])
-        if begin < end:
-            last = end - 1
-            v = np.int64(chain[begin])
-            here = load(values, max(v, ~v) * width, slots)
-            before = constant(np.float32(0), slots)
-            for k in range(begin, end):
-                soon = np.int64(chain[min(k + AHEAD, last)])
-                soon = max(soon, ~soon) * width
-                prefetch(values, soon)
-                prefetch(values, soon + width - 1)
-                v = np.int64(chain[k])
-                following = np.int64(chain[min(k + 1, last)])
-                link = np.float32(0.5) if v >= 0 else np.float32(0)  # a chain's last vertex has nobody ahead
-                ahead = load(values, max(following, ~following) * width, slots)
-                store(values, max(v, ~v) * width, slots, here + before + link * ahead)
-                before = link * here
-                here = ahead
+def blur_rows(values, width, slots, chains, pieces):
+    """Blur along some axes, as `lattice.filtering.blur` does: float32, in place; values is a flat array of rows.
+
+    chains is a tuple, pieces (axes, tasks + 1). A task works on its vertices along one axis after the other.
+    """
+    for task in prange(pieces.shape[1] - 1):
+        for axis in range(pieces.shape[0]):
+            chain = chains[axis]
+            begin = np.int64(pieces[axis, task])
+            end = np.int64(pieces[axis, task + 1])
+            if begin < end:
+                last = end - 1
+                v = np.int64(chain[begin])
+                here = load(values, max(v, ~v) * width, slots)
+                before = constant(np.float32(0), slots)
+                for k in range(begin, end):
+                    soon = np.int64(chain[min(k + AHEAD, last)])
+                    soon = max(soon, ~soon) * width
+                    prefetch(values, soon)
+                    prefetch(values, soon + width - 1)
+                    v = np.int64(chain[k])
+                    following = np.int64(chain[min(k + 1, last)])
+                    link = np.float32(0.5) if v >= 0 else np.float32(0)  # a chain's last vertex has nobody ahead
+                    ahead = load(values, max(following, ~following) * width, slots)
+                    store(values, max(v, ~v) * width, slots, here + before + link * ahead)
+                    before = link * here
+                    here = ahead
 
 
 @kernel(inline=True)

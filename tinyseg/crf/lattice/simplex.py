@@ -52,6 +52,7 @@ class Packing(NamedTuple):
     steps: Array  # (d + 1,) int64: what the step a_j adds to a code
     lowest: int  # no code is smaller
     bits: int  # no code minus `lowest` needs more
+    block: int  # codes minus `lowest` differ in the first two digits if their quotients by this differ; 1 if d < 3
 
 
 class Simplices(NamedTuple):
@@ -103,7 +104,7 @@ def packing(features: Array) -> Packing:
         )
     first = sum(int(lo) * stride for lo, stride in zip(lowest, strides, strict=True))
     steps = [sum(int(forms[k, j]) * strides[k] for k in range(d)) for j in range(d)]
-    return Packing(np.array([*steps, -sum(steps)], np.int64), first, bits)
+    return Packing(np.array([*steps, -sum(steps)], np.int64), first, bits, strides[1] if d >= 3 else 1)
 
 
 def _forms(d: int) -> Array:

@@ -9,11 +9,17 @@ brings equal ones together, and gives, without a hash table and with the same re
     entry_weight    (N (d + 1),)        and its barycentric weight there
     chains          d + 1 arrays int32  for each axis, the vertices that have a neighbour along it, chain by chain
     pieces          d + 1 arrays int64  where the chains can be cut into tasks of about the same length
+    closed          int                 from this axis on, all axes are cut at the same vertices
 
 A chain is a run of vertices each of which is one step a_j ahead of the one before. The last vertex v of a chain
 is written as ~v = -1 - v, for instance 4 7 ~9 2 ~5 for the chains 4 7 9 and 2 5. A blur along axis j then works on
 each chain by itself, in place, and vertices without neighbours, in a large lattice a third of them, are not
 touched.
+
+Closed blocks. Steps along the axes 3 ... d leave the two most significant digits of a code as they are, so that
+their chains stay among vertices with the same two digits, which are neighbours in memory. A task of one of these
+axes works on the chains of some such blocks, the same blocks for each axis: they can be blurred along all of these
+axes before the next block is touched, while they are in the cache.
 
 A neighbour's code is the vertex's own code plus a constant, and in a sorted list all are found by walking along
 with two fingers, because the neighbour grows with the vertex.
@@ -33,9 +39,10 @@ from tinyseg import backend
 from tinyseg.backend import Array, kernel, prange
 from tinyseg.crf.lattice.simplex import Packing, Simplices
 
-DIGIT = 11  # bits that one pass of the sort looks at
+DIGIT = 11  # bits that one pass of the sort looks at, at most
 CHUNKS = 16  # tasks of the sort
 PIECES = 64  # tasks of a blur along one axis
+BLOCK = 2048  # vertices of a task that works on closed blocks, or one block if that is more
 
 
 class Table(NamedTuple):
@@ -47,6 +54,7 @@ class Table(NamedTuple):
     entry_weight: Array
     chains: list[Array]
     pieces: list[Array]
+    closed: int
 
     @property
     def vertices(self) -> int:
@@ -62,13 +70,16 @@ def _table_reference(simplices: Simplices, pack: Packing) -> Table:
     unique, vertex, count = np.unique(codes.reshape(-1), return_inverse=True, return_counts=True)
     entry = np.argsort(vertex, kind="stable")
     chains = [_chain_reference(unique, step) for step in pack.steps]
+    closed, cuts = _closed_blocks(unique, pack)
+    pieces = [_pieces_reference(chain, cuts if axis >= closed else None) for axis, chain in enumerate(chains)]
     return Table(
         vertex.reshape(codes.shape).astype(np.int32),
         np.concatenate([[0], np.cumsum(count)]).astype(np.int64),
         (entry // corners).astype(np.int32),
         weights.reshape(-1)[entry],
         chains,
-        [_pieces_reference(chain) for chain in chains],
+        pieces,
+        closed,
     )
 
 
@@ -86,8 +97,12 @@ def _chain_reference(unique: Array, step: int) -> Array:
     return np.array(chain, np.int32)
 
 
-def _pieces_reference(chain: Array) -> Array:
+def _pieces_reference(chain: Array, cuts: Array | None) -> Array:
     begins = np.concatenate([[0], np.flatnonzero(chain < 0) + 1])
+    if cuts is not None:
+        first = chain[begins[:-1]]
+        first = np.maximum(first, ~first)
+        return begins[np.searchsorted(first, cuts)]
     wanted = np.arange(PIECES + 1) * len(chain) // PIECES
     return begins[np.searchsorted(begins, wanted)]
 
@@ -96,13 +111,13 @@ def _pieces_reference(chain: Array) -> Array:
 
 
 @kernel
-def _sort_kernel(codes, entries, lowest, digits, other_codes, other_entries):
+def _sort_kernel(codes, entries, lowest, digits, bits, other_codes, other_entries):
     """Sort codes, and the numbers 0, 1, ... with them: least significant digit first, back and forth."""
-    n, size = codes.size, 1 << DIGIT
+    n, size = codes.size, 1 << bits
     chunk = (n + CHUNKS - 1) // CHUNKS
     place = np.empty((CHUNKS, size), np.int64)
     for digit in range(digits):
-        shift = digit * DIGIT
+        shift = digit * bits
         for task in prange(CHUNKS):  # how often does each value occur in each chunk?
             for value in range(size):
                 place[task, value] = 0
@@ -159,7 +174,7 @@ def _number_kernel(codes, entries, weights, corners, before, unique, first, vert
 
 
 @kernel
-def _chains_kernel(unique, steps, ahead, has_back, chains, lengths, pieces):
+def _chains_kernel(unique, steps, cuts, ahead, has_back, chains, lengths, pieces, closed_pieces):
     """For each axis: who is one step ahead of whom, then along each chain from its first vertex."""
     m = unique.size
     for axis in prange(steps.size):
@@ -176,7 +191,11 @@ def _chains_kernel(unique, steps, ahead, has_back, chains, lengths, pieces):
             if found:
                 has_back[axis, other] = True
         n = 0
+        cut = 0
         for begin in range(m):
+            while cut < cuts.size and cuts[cut] <= begin:
+                closed_pieces[axis, cut] = n
+                cut += 1
             if ahead[axis, begin] >= 0 and not has_back[axis, begin]:
                 v = begin
                 while ahead[axis, v] >= 0:
@@ -186,6 +205,8 @@ def _chains_kernel(unique, steps, ahead, has_back, chains, lengths, pieces):
                 chains[axis, n] = ~v
                 n += 1
         lengths[axis] = n
+        for last in range(cut, cuts.size):
+            closed_pieces[axis, last] = n
         for piece in range(PIECES + 1):
             cut = piece * n // PIECES
             while 0 < cut < n and chains[axis, cut - 1] >= 0:
@@ -200,7 +221,7 @@ def _table_numba(simplices: Simplices, pack: Packing) -> Table:
     codes, entries = codes.reshape(-1), np.empty(size, np.int32)
     spare_codes, spare_entries = np.empty(size, np.int64), np.empty(size, np.int32)
     digits = max(1, -(-pack.bits // DIGIT))
-    _sort_kernel(codes, entries, pack.lowest, digits, spare_codes, spare_entries)
+    _sort_kernel(codes, entries, pack.lowest, digits, -(-pack.bits // digits), spare_codes, spare_entries)
     if digits % 2:
         codes, entries = spare_codes, spare_entries
 
@@ -218,9 +239,23 @@ def _table_numba(simplices: Simplices, pack: Packing) -> Table:
     ahead, has_back = np.empty((corners, m), np.int32), np.empty((corners, m), np.bool_)
     chains, lengths = np.empty((corners, m), np.int32), np.empty(corners, np.int64)
     pieces = np.empty((corners, PIECES + 1), np.int64)
-    _chains_kernel(unique, pack.steps, ahead, has_back, chains, lengths, pieces)
+    closed, cuts = _closed_blocks(unique, pack)
+    closed_pieces = np.empty((corners, cuts.size), np.int64)
+    _chains_kernel(unique, pack.steps, cuts, ahead, has_back, chains, lengths, pieces, closed_pieces)
     trimmed = [chain[:length].copy() for chain, length in zip(chains, lengths, strict=True)]
-    return Table(vertex.reshape(n, corners), first, entry_point, entry_weight, trimmed, list(pieces))
+    cut = [*pieces[:closed], *closed_pieces[closed:]]
+    return Table(vertex.reshape(n, corners), first, entry_point, entry_weight, trimmed, cut, closed)
+
+
+def _closed_blocks(unique: Array, pack: Packing) -> tuple[int, Array]:
+    """From which axis on blocks are closed, and the vertices with which tasks of some blocks each begin, and M."""
+    m = len(unique)
+    if pack.block == 1:
+        return len(pack.steps), np.array([0, m])
+    begins = 1 + np.flatnonzero(np.diff((unique - pack.lowest) // pack.block))  # of blocks, but for the first
+    wanted = np.arange(BLOCK, m, BLOCK)
+    cuts = begins[np.minimum(np.searchsorted(begins, wanted), len(begins) - 1)] if len(begins) else wanted[:0]
+    return 3, np.unique(np.concatenate([[0], cuts, [m]]))
 
 
 # ------------------------------------------------------------------------------------------------------- public
