@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tinyseg import cuda
-from tinyseg.cuda import machine
+from tinyseg.cuda import machine, nvrtc
 from tinyseg.cuda.gpu import Gpu
+from tinyseg.cuda.signature import signatures
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def cupy_that(version=13000, capability="90", error=None):
             raise error
         return types.SimpleNamespace(compute_capability=capability, attributes={"MaxSharedMemoryPerBlockOptin": 0})
 
-    runtime = types.SimpleNamespace(runtimeGetVersion=lambda: version)
+    runtime = types.SimpleNamespace(runtimeGetVersion=lambda: version, getDevice=lambda: 0)
     return types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime, Device=device))
 
 
@@ -114,3 +115,72 @@ def test_memory_that_is_full(with_driver):
         Gpu().empty((3,), np.dtype(np.float32))
     assert pool.freed
     assert issubclass(cuda.OutOfMemory, MemoryError)
+
+
+class Cubins:
+    """What a fake CuPy is given to run."""
+
+    def __init__(self):
+        self.loaded, self.calls, self.error = [], [], None
+
+    def load(self, binary):
+        self.loaded.append(binary)
+
+    def get_function(self, name):
+        def call(grid, block, arguments, shared_mem):
+            if self.error is not None:
+                raise self.error
+            self.calls.append((name, grid, block, arguments, shared_mem))
+
+        return call
+
+
+@pytest.fixture
+def gpu(with_driver, monkeypatch):
+    """A Gpu on a fake CuPy, whose arrays are NumPy's, and what that is given to run."""
+    cubins, cupy = Cubins(), cupy_that()
+    cupy.ndarray = types.SimpleNamespace
+    cupy.cuda.function = types.SimpleNamespace(Module=lambda: cubins)
+    with_driver(cupy=cupy)
+    return Gpu(), cubins
+
+
+def test_arguments_are_passed_by_value(gpu):
+    gpu, cubins = gpu
+    array = types.SimpleNamespace(data=types.SimpleNamespace(ptr=4096), device=types.SimpleNamespace(id=0))
+    kernel = signatures("KERNEL(64, 1) void f(const float *x, float a, const float *y) {")["f"]
+    assert gpu.owns(array)
+    gpu.run(cubins, kernel, (3, 2, 1), 100, [array, np.float32(0.5), None])
+    ((name, grid, block, arguments, shared),) = cubins.calls
+    assert (name, grid, block, shared) == ("f", (3, 2, 1), (64, 1, 1), 100)
+    assert arguments == (4096, 0.5, 0)
+    assert [argument.dtype for argument in arguments] == [np.uint64, np.float32, np.uint64]
+
+
+def test_a_kernel_that_cannot_be_started(gpu):
+    gpu, cubins = gpu
+    cubins.error = RuntimeError("too many resources")
+    kernel = signatures("KERNEL(64, 1) void f(int n) {")["f"]
+    with pytest.raises(cuda.CudaError, match=r"f could not be started with \(3, 1, 1\) blocks of 64 .*: too many"):
+        gpu.run(cubins, kernel, (3, 1, 1), 0, [np.int32(1)])
+
+
+def test_binaries_are_kept_on_disk(gpu, monkeypatch, tmp_path):
+    gpu, cubins = gpu
+    compiled = []
+
+    def compile(text, name, capability):
+        compiled.append((name, capability))
+        return nvrtc.Compiled(text.encode(), "")
+
+    monkeypatch.setattr(nvrtc, "compile", compile)
+    monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
+    monkeypatch.setenv("TINYSEG_KERNEL_CACHE", str(tmp_path / "kernels"))
+    for text in ("one", "two", "one"):
+        gpu.load(text, "f.cu")
+    assert cubins.loaded == [b"one", b"two", b"one"] and compiled == [("f.cu", 90)] * 2
+
+    (tmp_path / "no-folder").write_text("")
+    monkeypatch.setenv("TINYSEG_KERNEL_CACHE", str(tmp_path / "no-folder"))
+    gpu.load("one", "f.cu")
+    assert len(compiled) == 3

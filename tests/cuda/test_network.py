@@ -10,7 +10,7 @@ from tinyseg.tape import Tensor
 
 @pytest.fixture
 def arithmetic(monkeypatch):
-    """Arrays on the host's GPU can be added and multiplied, as CuPy's can. Operators have kernels for that, but the
+    """Arrays on the host's GPU can be added and multiplied, as CuPy's can. Operators have kernels for it, but the
     tape adds gradients and running averages move."""
 
     def as_numpy(operation):

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,16 +21,14 @@ SHARED_WITHOUT_ASKING = 48 * 1024  # bytes; a kernel that wants more must be tol
 
 
 class Gpu:
-    """CuPy's current GPU. Kernels run on CuPy's current stream."""
+    """The GPU that is CuPy's current one now. Kernels run on CuPy's current stream."""
 
     def __init__(self):
         reason = machine.problem()
         if reason is not None:
             raise CudaError(f"kernels cannot run on a GPU here: {reason}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # CuPy warns of missing parts that are not used here
-            import cupy  # type: ignore[import-not-found]
-        self.cupy = cupy
+        self.cupy = cupy = machine.cupy()
+        self.number: int = cupy.cuda.runtime.getDevice()
         self.capability = int(cupy.cuda.Device().compute_capability)
         self.shared_limit: int = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
         self._functions: dict[tuple[int, str], Any] = {}
@@ -48,8 +45,7 @@ class Gpu:
         return self.cupy.asnumpy(array)
 
     def owns(self, array: Array) -> bool:
-        here = self.cupy.cuda.runtime.getDevice()
-        return isinstance(array, self.cupy.ndarray) and array.device.id == here  # type: ignore[attr-defined]
+        return isinstance(array, self.cupy.ndarray) and array.device.id == self.number  # type: ignore[attr-defined]
 
     def address(self, array: Array) -> int:
         return array.data.ptr  # type: ignore[attr-defined]

@@ -1,8 +1,10 @@
 """What this computer has for running kernels, and what is missing."""
 
 import ctypes
+import importlib
 import importlib.util
 import sys
+import warnings
 from typing import NamedTuple
 
 OLDEST_CAPABILITY = 75
@@ -48,11 +50,9 @@ def problem() -> str | None:
             f"the driver runs CUDA {_version(found.cuda)}, but CuPy is not installed; "
             f"`pip install 'tinyseg[{found.extra}]'` brings it"
         )
-    import cupy  # type: ignore[import-not-found]
-
     try:
-        runtime = cupy.cuda.runtime.runtimeGetVersion()
-        capability = int(cupy.cuda.Device().compute_capability)
+        runtime = cupy().cuda.runtime.runtimeGetVersion()
+        capability = int(cupy().cuda.Device().compute_capability)
     except Exception as error:  # CuPy raises its own kinds when device and driver do not fit
         if getattr(error, "status", None) == 35:  # cudaErrorInsufficientDriver
             return (
@@ -75,11 +75,16 @@ def problem() -> str | None:
 
 def name() -> str:
     """The GPU and the versions of its software. There must be no `problem`."""
-    import cupy  # type: ignore[import-not-found]
+    found, runtime = driver(), cupy().cuda.runtime
+    gpu = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+    return f"{gpu}, CUDA {_version(found.cuda) if found else 'unknown'}, CuPy {cupy().__version__}"
 
-    found = driver()
-    gpu = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
-    return f"{gpu}, CUDA {_version(found.cuda) if found else 'unknown'}, CuPy {cupy.__version__}"
+
+def cupy():
+    """The module CuPy. It warns of missing parts of CUDA that are not used here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("cupy")
 
 
 def _version(number: int) -> str:
