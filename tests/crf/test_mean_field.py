@@ -214,6 +214,21 @@ def test_inputs_stay_as_they_are(rng):
     np.testing.assert_array_equal(unary, before)
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("mode", NORMALISATIONS)
+def test_ten_iterations_against_pydensecrf(pydensecrf, rng, mode):
+    from tinyseg.crf import original
+
+    unary, f = large_model(rng, mode)
+    weights = [2.0, 3.0] if mode != "none" else [2e-3, 3e-3]
+    features = [g.kernel.features for g in f]
+    theirs = original.infer(unary, weights, features, (mode, mode), 10)
+    ours = crf.infer(unary, [crf.potts(w) for w in weights], f, 10)
+    assert abs(ours - theirs).max() < 1e-3
+    assert abs(ours - theirs).mean() < 1e-5
+    assert np.mean(ours.argmax(axis=1) == theirs.argmax(axis=1)) >= 0.999
+
+
 # -------------------------------------------------------------------------------------------------------- energy
 
 
