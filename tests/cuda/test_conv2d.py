@@ -117,9 +117,9 @@ def test_tensor_cores_sum_over_pixels_in_several_parts(machine):
 HALO_TILES = {
     "one tile": (1, 14, 15, 16, 16, (3, 3), {"padding": (1, 0, 2, 1)}),
     "more than a tile of pixels": (1, 17, 5, 32, 16, (3, 3), {"padding": 1}),
-    "two images": (2, 3, 18, 16, 16, (3, 3), {}),
+    "two images, channels in fours": (2, 3, 18, 20, 12, (3, 3), {}),
     "more than a tile of channels": (1, 5, 7, 16, 80, (3, 3), {"padding": 1}),
-    "dilation and groups": (1, 9, 8, 32, 32, (3, 3), {"dilation": (1, 2), "padding": (3, 1, 0, 2), "groups": 2}),
+    "dilation and groups": (1, 9, 8, 32, 80, (3, 3), {"dilation": (1, 2), "padding": (3, 1, 0, 2), "groups": 2}),
 }
 
 
@@ -171,7 +171,7 @@ def test_the_choice_of_an_algorithm(machine):
         ("depthwise", 2, "takes groups of one channel, not of 2; choose 'auto' or 'implicit_gemm'"),
         ("tensor_cores", 2, "multiple of 4 channels on both sides, not 2 and 4; choose"),
         ("tensor_cores", 1, "for float32, not float64"),
-        ("halo_tiles", 4, "'halo_tiles' is not possible: each group must have a multiple of 4 channels"),
+        ("halo_tiles", 2, "'halo_tiles' is not possible: each group must have a multiple of 4 channels"),
         ("halo_tiles", -1, "'halo_tiles' is not possible: it is for kernels of 3 x 3 with stride 1"),
         ("patches", 1, "algo 'patches' is not for arrays on the GPU; choose 'auto' or one of .*'tensor_cores'"),
         ("fast", 1, "unknown algo 'fast'; choose 'auto' or one of .*'tensor_cores'"),

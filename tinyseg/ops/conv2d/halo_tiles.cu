@@ -3,19 +3,23 @@
 // 256 threads, eight warps, calculate 16 x 16 pixels of 64 channels. They take 16 source channels at a time: the
 // pixels with the halo that the taps reach, and the weights of all nine taps. The next 16 channels are copied
 // meanwhile. A warp makes 4 rows of 16 pixels by 32 channels.
+//
+// COLUMNS: 64, or 16 for few channels. Then a warp makes 2 rows of 16 pixels by 16 channels.
 
-constexpr int SIDE = 16, COLUMNS = 64, DEPTH = 16, TAPS = 3, THREADS = 256;
+constexpr int SIDE = 16, DEPTH = 16, TAPS = 3, THREADS = 256;
+constexpr int I = COLUMNS == 64 ? 4 : 2, J = COLUMNS == 64 ? 4 : 2;  // pieces of a warp: 16 pixels, 8 channels
+constexpr int SIDE_BY_SIDE = COLUMNS / (8 * J);                      // warps along channels
 constexpr int WEIGHTS = TAPS * TAPS * DEPTH * COLUMNS;  // floats
 constexpr int MOST_PIXELS = 400;                        // of a patch: 20 x 20
 
 // Against bank conflicts (see tensor_cores.cu), the runs of four floats change places: run q of pixel number p of
-// a patch is at q ^ (p / 2 % 4), run q of the weights of channel c at q ^ 2 (c % 4).
+// a patch is at q ^ (p / 2 % 4). Run q of the weights of channel c is at
+DEVICE int moved(int q, int c) { return q ^ (COLUMNS == 64 ? c % 4 : c / 2 % 2) * 2; }
 
 // out[n, h, v, g, o] = bias[g, o] + sum over r, s < 3 and c of  source[n, i, j, g, c] * weights[r, s, c, g, o],
 //     i = h + row_origin + r * row_spread,   j = v + column_origin + s * column_spread.
-// Groups have a multiple of 16 source channels, and a multiple of 4 output channels. Dynamic shared memory: two
-// times a patch of DEPTH channels and the weights. Blocks along x: channel tiles of all pixel tiles; along y:
-// groups.
+// Groups have a multiple of 4 channels on both sides. Dynamic shared memory: two times a patch of DEPTH channels,
+// and the weights. Blocks along x: channel tiles of all pixel tiles; along y: groups.
 KERNEL(256, 1) void halo_product(
     const float *source, const float *weights, const float *bias, float *out, int in_group, int out_group,
     int source_height, int out_height, int row_origin, int row_spread,
@@ -41,26 +45,26 @@ KERNEL(256, 1) void halo_product(
     }
     SYNC();
 
-    int weights_run = threadIdx.x % 16, weights_c = threadIdx.x / 16;
-    int weights_place = weights_c * COLUMNS + (weights_run ^ weights_c % 4 * 2) * 4;
-    int column = first_channel + 4 * weights_run;
     auto copy_channels = [&](int first_c) {
         float *patch = stages + first_c / DEPTH % 2 * stage_floats, *tap_weights = patch + patch_pixels * DEPTH;
         for (int i = threadIdx.x; i < 4 * patch_pixels; i += THREADS) {
             int p = i / 4, run = i % 4;
             const float *from = source + int64(place[p]) * in_channels + group * in_group + first_c + 4 * run;
-            copy_async<16>(patch + p * DEPTH + (run ^ p / 2 % 4) * 4, from, place[p] >= 0);
+            bool inside = place[p] >= 0 && first_c + 4 * run < in_group;
+            copy_async<16>(patch + p * DEPTH + (run ^ p / 2 % 4) * 4, from, inside);
         }
-        for (int tap = 0; tap < TAPS * TAPS; ++tap) {
-            int64 row = int64(tap) * in_group + first_c + weights_c;
-            const float *from = weights + row * out_channels + group * out_group + column;
-            copy_async<16>(tap_weights + tap * DEPTH * COLUMNS + weights_place, from, column < out_group);
+        for (int i = threadIdx.x; i < WEIGHTS / 4; i += THREADS) {
+            int row = i / (COLUMNS / 4), run = i % (COLUMNS / 4), c = first_c + row % DEPTH;
+            int column = first_channel + 4 * run;
+            int64 offset = (int64(row / DEPTH) * in_group + c) * out_channels + group * out_group + column;
+            bool inside = c < in_group && column < out_group;
+            copy_async<16>(tap_weights + row * COLUMNS + 4 * moved(run, row), weights + offset, inside);
         }
     };
 
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
-    int warp_row = warp / 2 * 4, warp_column = warp % 2 * 32;
-    Fragments sums = {};
+    int warp_row = warp / SIDE_BY_SIDE * I, warp_column = warp % SIDE_BY_SIDE * 8 * J;
+    Fragments<I, J> sums = {};
     copy_channels(0);
     close_copies();
     for (int first_c = 0; first_c < in_group; first_c += DEPTH) {
@@ -77,18 +81,20 @@ KERNEL(256, 1) void halo_product(
             int row = warp_row + row_origin - top + tap / TAPS * row_spread;
             int pixel = row * patch_width + g + column_origin - left + tap % TAPS * column_spread;
             const float *right = tap_weights + tap * DEPTH * COLUMNS + warp_column;
-            Fragments of_tap = {};
-            Fragments &to = TERMS == 3 ? of_tap : sums;
+            Fragments<I, J> of_tap = {};
+            Fragments<I, J> &to = TERMS == 3 ? of_tap : sums;
 #pragma unroll
             for (int k = 0; k < DEPTH; k += 8) {
-                Right b;
+                Right<J> b;
 #pragma unroll
-                for (int j = 0; j < 4; ++j)
+                for (int j = 0; j < J; ++j)
 #pragma unroll
-                    for (int n = 0; n < 2; ++n)
-                        split(right[(k + 4 * n + t) * COLUMNS + (j ^ t) * 8 + g], b.large[j][n], b.small[j][n]);
+                    for (int n = 0; n < 2; ++n) {
+                        float number = right[(k + 4 * n + t) * COLUMNS + 4 * moved(2 * j, t) + g];
+                        split(number, b.large[j][n], b.small[j][n]);
+                    }
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
+                for (int i = 0; i < I; ++i) {
                     int p = pixel + i * patch_width;
                     Left a;
 #pragma unroll
@@ -107,12 +113,12 @@ KERNEL(256, 1) void halo_product(
     }
 
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < I; ++i) {
         int h = first_row + warp_row + i, v = first_column + g + lane % 2 * 8;
         int64 offset = (int64(tile.high) * out_height + h) * out_width + v;
         float *to = out + offset * out_channels + group * out_group;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < J; ++j) {
             int channel = first_channel + warp_column + 8 * j + t / 2 * 4;
             pack<4> values = four_in_a_row(sums.v[i][j]);
             if (h >= out_height || v >= out_width || channel >= out_group)

@@ -6,11 +6,12 @@ that is too few, going by the rates on paper: copying from the second-level cach
 
 Here a block makes 16 x 16 pixels of 64 channels. It copies the 18 x 18 pixels that their taps reach, 16 channels
 at a time, with the weights of all nine taps, and gets 256 * 64 * 9 / (18 * 18 + 9 * 64) = 164 multiplications out
-of each number. The taps then read the patch from where each of them looks.
+of each number. The taps then read the patch from where each of them looks. Where few output channels would leave
+most of a block empty, it makes 16: dense blocks append 12 or 16 channels at a time.
 
 It needs 115 KB of shared memory, or 125 KB with dilation 2. Edges of the image that are no multiple of 16 leave
-part of a tile empty; small images are better left to the implicit product, and so are few channels. The gradient
-of the data is the same with the taps in reverse; that of the weights is tensor_cores.py's.
+part of a tile empty; small images are better left to the implicit product. The gradient of the data is the same
+with the taps in reverse; that of the weights is tensor_cores.py's.
 
 Cost: 2 N P Q O (C/G) 9 FLOPs, or three times as many. Source: the split and the layout as in tensor_cores.py.
 """
@@ -22,10 +23,12 @@ from tinyseg.ops.conv2d import gather, implicit_gemm, tensor_cores
 from tinyseg.ops.conv2d.gather import Axis
 from tinyseg.ops.geometry import Window
 
-SIDE, COLUMNS, DEPTH = 16, 64, 16  # as in the kernel file
+SIDE, DEPTH = 16, 16  # as in the kernel file
 MOST_DILATION = 2
 
-_cuda = cuda.KernelFile(__file__, scalars=["float"], headers=["taps.cuh", "fragments.cuh"], TERMS=(3, 1))
+_cuda = cuda.KernelFile(
+    __file__, scalars=["float"], headers=["taps.cuh", "fragments.cuh"], COLUMNS=(64, 16), TERMS=(3, 1)
+)
 
 weight_gradient = tensor_cores.weight_gradient
 
@@ -35,7 +38,6 @@ def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | Non
     reason = tensor_cores.unsuitable(w, groups, window)
     if reason is not None:
         return reason
-    channels = w.shape[2], w.shape[3] // groups
     if (
         window is None
         or window.kernel != (3, 3)
@@ -43,10 +45,9 @@ def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | Non
         or max(window.dilation) > MOST_DILATION
     ):
         return "it is for kernels of 3 x 3 with stride 1 and a dilation of 1 or 2"
-    if channels[0] % DEPTH or channels[1] % DEPTH:
-        return f"each group must have a multiple of 16 channels on both sides, not {channels[0]} and {channels[1]}"
-    if _shared(window) > device.current().shared_limit:
-        return f"it takes {_shared(window)} bytes of shared memory, the GPU has {device.current().shared_limit}"
+    most = _shared(window, 64)
+    if most > device.current().shared_limit:
+        return f"it takes {most} bytes of shared memory, the GPU has {device.current().shared_limit}"
     return None
 
 
@@ -76,13 +77,15 @@ def _product(
     images, in_group, out_group = len(source), w.shape[2], w.shape[3] // groups
     gather.pixel_count(images, rows.source, columns.source)
     out = cuda.empty((images, rows.out, columns.out, w.shape[3]), source.dtype)
-    tiles = gather.pixel_count(images, _tiles(rows.out), _tiles(columns.out)) * -(-out_group // COLUMNS)
+    channels = _channels(out_group)
+    tiles = gather.pixel_count(images, _tiles(rows.out), _tiles(columns.out)) * -(-out_group // channels)
     numbers = [(axis.source, axis.out, axis.origin, axis.spread) for axis in axes]
     _cuda.launch(
         "halo_product",
         *(source, w, bias, out, in_group, out_group, *numbers[0], *numbers[1]),
         blocks=(tiles, groups),
-        shared=_shared(window),
+        shared=_shared(window, channels),
+        COLUMNS=channels,
         TERMS=tensor_cores.terms(),
     )
     return out
@@ -92,7 +95,12 @@ def _tiles(length: int) -> int:
     return -(-length // SIDE)
 
 
-def _shared(window: Window) -> int:
-    """Bytes: twice a patch of 16 channels and the weights of nine taps."""
+def _channels(out_group: int) -> int:
+    """How many output channels a block makes, so that not much of it is empty."""
+    return 16 if -(-out_group // 16) * 16 <= 0.6 * -(-out_group // 64) * 64 else 64
+
+
+def _shared(window: Window, channels: int) -> int:
+    """Bytes: twice a patch of 16 source channels and the weights of nine taps."""
     height, width = (SIDE + 2 * dilation for dilation in window.dilation)
-    return 2 * 4 * DEPTH * (height * width + 9 * COLUMNS)
+    return 2 * 4 * DEPTH * (height * width + 9 * channels)

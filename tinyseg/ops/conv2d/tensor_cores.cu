@@ -15,16 +15,16 @@ constexpr int LEFT = ROWS * DEPTH, SLICE = LEFT + DEPTH * COLUMNS;  // floats
 // (m % 8).
 
 // TURNED says whether the left slice has a row for each number k along the sum, or for each row of the tile.
-template <bool TURNED> DEVICE void multiply(const float *left, const float *right, Fragments &sums) {
+template <bool TURNED> DEVICE void multiply(const float *left, const float *right, Fragments<4, 4> &sums) {
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
     left += warp / 2 * 64 * (TURNED ? 1 : DEPTH);
     right += warp % 2 * 32;
     // Tensor cores add without rounding to the nearest. So only one slice is summed there, and the rest as usual.
-    Fragments of_slice = {};
-    Fragments &to = TERMS == 3 ? of_slice : sums;
+    Fragments<4, 4> of_slice = {};
+    Fragments<4, 4> &to = TERMS == 3 ? of_slice : sums;
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 8) {
-        Right b;
+        Right<4> b;
 #pragma unroll
         for (int j = 0; j < 4; ++j)
 #pragma unroll
@@ -137,7 +137,7 @@ KERNEL(128, 2) void gather_product(
             copy_slice(slice);
         close_copies();
     }
-    Fragments sums = {};
+    Fragments<4, 4> sums = {};
     for (int slice = 0; slice < count; ++slice) {
         wait_copies<STAGES - 2>();
         SYNC();  // the slice is there, and all are done with the one before: it makes room for another
@@ -223,7 +223,7 @@ KERNEL(128, 2) void weight_gradient(
             copy_slice(slice);
         close_copies();
     }
-    Fragments sums = {};
+    Fragments<4, 4> sums = {};
     for (int slice = 0; slice < count; ++slice) {
         wait_copies<STAGES - 2>();
         SYNC();
