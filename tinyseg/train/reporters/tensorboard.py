@@ -34,8 +34,9 @@ class TensorBoard(Reporter):
         from tinyseg import viz
 
         row = history[-1]
-        per_class = {f"iou/{name}": value for name, value in row.get("iou", {}).items()}
-        for name, value in {**row, **per_class}.items():
+        parts = {f"iou/{name}": value for name, value in row.get("iou", {}).items()}
+        parts |= {f"loss_terms/{name}": value for name, value in row.get("loss_terms", {}).items()}
+        for name, value in {**row, **parts}.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 self.writer.add_scalar(name, value, row["epoch"])
         if scores is not None and scores.examples:
