@@ -6,7 +6,7 @@
 For one network it is
 
     tinyseg train camvid_unet --data path/to/camvid
-    tinyseg eval runs/camvid_unet --split test --weights last --scales 0.5
+    tinyseg eval runs/camvid_unet --split test
 
 Takes about ten minutes of one core for each network, that is some hours in all. A finished run in the folder
 --runs is measured and not trained again, an interrupted one goes on. Writes `results/camvid.json` (the networks
@@ -44,9 +44,6 @@ NETWORKS = {  # the preset, and the network as it was published
     "gscnn": "gscnn_wideresnet38",
 }
 FRAME = (360, 480)
-HALVED: Options = {
-    "scales": (0.5,)
-}  # the presets train on halved images; the answer is enlarged and compared in full
 PICTURE = Path(__file__).parents[1] / "lessons" / "figures" / "camvid.png"
 SHOWN = 60  # the number of the test frame in the picture
 
@@ -57,7 +54,7 @@ def measure(name: str, data: str, runs: Path) -> dict[str, Any]:
     minutes = _train(name, data, folder)
     network, checkpoint = prediction.load(folder, "last")
     dataset = _frames(checkpoint.config, data)
-    scores = evaluation.evaluate(network, dataset, checkpoint.labels, **HALVED)
+    scores = evaluation.evaluate(network, dataset, checkpoint.labels, **_inference(name))
     assert scores is not None
     return {
         "name": name,
@@ -89,6 +86,10 @@ def _frames(settings: config.Config, data: str) -> Dataset:
     return build.open_dataset(config.override(settings, [f"data.root={data}"]), "val", "test")
 
 
+def _inference(name: str) -> Options:
+    return config.preset(f"camvid_{name}").inference.options()
+
+
 def published_cost(name: str) -> dict[str, Any]:
     """What the network of the paper has and does for one frame of CamVid."""
     network = sketch(models.create, name, 3, 11)
@@ -111,7 +112,7 @@ def picture(rows: list[dict[str, Any]], data: str, runs: Path) -> None:
             truth = viz.colourise(sample.mask, colours, labels.ignore_label)
             panels, captions = [viz.rgb(sample.image), truth], ["a frame of the test set", "truth"]
         image = evaluation.normalised(sample.image, labels)
-        answer = predict_logits(network, image, **HALVED).argmax(-1)
+        answer = predict_logits(network, image, **_inference(row["name"])).argmax(-1)
         panels.append(viz.colourise(answer, colours))
         captions.append(f"{row['name']}  {row['mean_iou']:.1%}")
     columns = 4

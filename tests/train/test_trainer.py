@@ -8,11 +8,14 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tinyseg
 from tinyseg.tape import Tensor
-from tinyseg.train import checkpoint, config, load, train
+from tinyseg.train import build, checkpoint, config, load, train
 from tinyseg.train.errors import CheckpointError, DivergedError, RunFolderError, SettingError
+from tinyseg.train.evaluation import evaluate
+from tinyseg.train.prediction import predict
 from tinyseg.train.reporters import Pictures, Reporter
 from tinyseg.train.run import Run
 from tinyseg.train.trainer import Trainer
@@ -55,6 +58,25 @@ def test_training_lowers_the_loss(tmp_path, tiny):
     train(eager, tmp_path / "run", reporters=[])
     losses = [row["loss"] for row in history_of(tmp_path / "run")]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_validation_and_eval_look_at_images_as_the_configuration_says(tmp_path, tiny):
+    halved = config.override(tiny, ["train.epochs=1", "inference.scales=0.5"])
+    row = train(halved, tmp_path / "run", reporters=[]) and Run.open(tmp_path / "run").history()[0]
+    network, found = load(tmp_path / "run", "last")
+    val_set = build.open_dataset(found.config, "val")
+    scores = {
+        scale: evaluate(network, val_set, found.labels, scales=(scale,)).confusion.scores() for scale in (0.5, 1.0)
+    }
+    assert row["mean_iou"] == scores[0.5]["mean_iou"] != scores[1.0]["mean_iou"]
+    Image.fromarray(val_set[0].image).save(tmp_path / "image.png")
+    written = [
+        predict(tmp_path / "run", [tmp_path / "image.png"], tmp_path / name, weights="last", **options).masks[0]
+        for name, options in (("as_said", {}), ("half", {"scales": (0.5,)}), ("whole", {"scales": (1.0,)}))
+    ]
+    as_said, half, whole = (np.asarray(Image.open(path)) for path in written)
+    assert (as_said == half).all()
+    assert (as_said != whole).any()
 
 
 # ------------------------------------------------------------------------------------------------ the same bits

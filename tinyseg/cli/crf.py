@@ -213,6 +213,7 @@ def _predicted(
 ) -> Opened:
     import dataclasses
 
+    from tinyseg.models.inference import Options
     from tinyseg.train import build
     from tinyseg.train.crf_search import network_cases
     from tinyseg.train.errors import CheckpointError
@@ -229,7 +230,8 @@ def _predicted(
             f"{', '.join(dataset.classes)}"
         )
     chosen = _spread(len(dataset), images)
-    cases = network_cases(network, dataset, labels, indices=chosen, tile=tile)
+    options: Options = {**config.inference.options(), "tile": tile}
+    cases = network_cases(network, dataset, labels, indices=chosen, **options)
     return cases, len(chosen), len(labels.classes), labels.ignore_label, repr(dataset).strip("<>")
 
 

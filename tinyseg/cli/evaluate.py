@@ -21,8 +21,8 @@ def command(
     boundary: Annotated[bool, typer.Option("--boundary", help="Also the boundary F-score.")] = False,
     trimap: Annotated[bool, typer.Option("--trimap", help="Also the accuracy in bands along boundaries.")] = False,
     tile: Tile = None,
-    scales: Scales = "1",
-    flip: Flip = False,
+    scales: Scales = None,
+    flip: Flip = None,
     window: Window = None,
     stride: Stride = None,
     average: Average = "probabilities",
@@ -76,7 +76,7 @@ def command(
             trimap=trimap,
             crf=parameters,
             progress=progress,
-            **options,
+            **{**config.inference.options(), **options},
         )
     assert scores is not None
     if as_json:

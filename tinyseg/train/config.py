@@ -5,8 +5,8 @@
                                                           # or, with extends = "isbi" in it, that preset's value
     config = override(config, ["optim.lr=0.01"])          # as `tinyseg train --set optim.lr=0.01`
 
-A configuration is immutable. The sections loss, optim, schedule and train are listed here. The sections data,
-model and augment name a data set, a network and transforms, and their other settings are the arguments of
+A configuration is immutable. The sections loss, optim, schedule, train and inference are listed here. The sections
+data, model and augment name a data set, a network and transforms, and their other settings are the arguments of
 these:
 
     [data]                          [model]                     [augment]
@@ -32,6 +32,7 @@ from typing import Any, Literal, get_origin
 
 from tinyseg import data, models
 from tinyseg.data import transforms
+from tinyseg.models.inference import Options
 from tinyseg.train import settings
 from tinyseg.train.errors import SettingError
 from tinyseg.train.settings import REQUIRED, Entry, setting
@@ -127,6 +128,18 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Inference:
+    """How the network looks at an image in validation, and in eval and predict unless they are told otherwise."""
+
+    scales: tuple[float, ...] = setting((1.0,), "sizes of the image, of which the answers are averaged", above=0)
+    flip: bool = setting(False, "also the mirror image")
+
+    def options(self) -> Options:
+        """For `models.inference.predict_logits`."""
+        return {"scales": self.scales, "flip": self.flip}
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole configuration."""
 
@@ -139,9 +152,10 @@ class Config:
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     train: Train = Train()
+    inference: Inference = Inference()
 
 
-CLOSED = {"loss": Loss, "optim": Optim, "schedule": Schedule, "train": Train}
+CLOSED = {"loss": Loss, "optim": Optim, "schedule": Schedule, "train": Train, "inference": Inference}
 """The sections whose settings are listed in this file."""
 
 DEFAULT_NAMES = {"data": Data.name, "model": Model.name}

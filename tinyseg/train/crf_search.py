@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from tinyseg.data import Dataset
 from tinyseg.data.sample import DataError
 from tinyseg.metrics import ConfusionMatrix, boundary_pixels, distance_to
 from tinyseg.models import SegmentationNetwork
-from tinyseg.models.inference import predict_logits
+from tinyseg.models.inference import Options, predict_logits
 from tinyseg.train.checkpoint import Labels
 from tinyseg.train.errors import UserError
 from tinyseg.train.evaluation import normalised
@@ -82,15 +82,14 @@ def network_cases(
     labels: Labels,
     *,
     indices: Iterable[int] | None = None,
-    tile: int | None = None,
-    margin: int = 0,
+    **options: Unpack[Options],
 ) -> Iterator[Case]:
-    """Images of a data set, predicted by a network one by one."""
+    """Images of a data set, predicted by a network one by one, with options of `predict_logits`."""
     for index in range(len(dataset)) if indices is None else indices:
         sample = dataset[index]
         if sample.mask is None:
             raise DataError(f"{sample.name}: has no mask, so there is nothing to compare with")
-        logits = predict_logits(network, normalised(sample.image, labels), tile=tile, margin=margin)
+        logits = predict_logits(network, normalised(sample.image, labels), **options)
         yield Case(sample.name, colours(sample.image), sample.mask, ops.softmax(logits[None])[0][0])
 
 

@@ -91,12 +91,14 @@ def predict(
     paths          images, and folders of images
     output_stride  another one than in training, for a network that can be changed
     crf            of a dense CRF that sharpens the network's probabilities, `tinyseg.crf.parameters("deeplab_v1")`
-    options        of `models.inference.predict_logits`. If neither tiles nor windows are among them, large images
-                   are predicted in tiles of 512 pixels; tiles have a margin of 64, if none is given
+    options        of `models.inference.predict_logits`, beyond those of the configuration. If neither tiles nor
+                   windows are among them, large images are predicted in tiles of 512 pixels; tiles have a margin
+                   of 64, if none is given
 
     A file that cannot be read is listed in the result, and the others are still done.
     """
     network, found = load(source, weights, output_stride=output_stride)
+    options = {**found.config.inference.options(), **options}
     check_options(network, options)
     images = list_images(paths)
     result = Predictions()

@@ -216,6 +216,7 @@ class Trainer:
             keep=self.config.train.pictures,
             stop=lambda: bool(self.stop),
             progress=lambda done, total: self._tell("image_validated", done, total),
+            **self.config.inference.options(),
         )
         self.progress.seconds += time.perf_counter() - began
         return scores
