@@ -128,8 +128,9 @@ def test_halo_tiles(machine, case):
     check(machine, case, np.float32, "halo_tiles", tolerance={np.dtype(np.float32): 3e-6})
 
 
-def test_halo_tiles_with_tf32(machine):
-    case, tolerance = HALO_TILES["one tile"], {np.dtype(np.float32): 3e-3}
+@pytest.mark.parametrize("name", ["one tile", "more than a tile of channels"])
+def test_halo_tiles_with_tf32(machine, name):
+    case, tolerance = HALO_TILES[name], {np.dtype(np.float32): 3e-3}
     with allow_tf32():
         check(machine, case, np.float32, "halo_tiles", tolerance=tolerance)
 
