@@ -83,11 +83,11 @@ def learn_by_heart(real_data):
         U-Net, 3 levels of 16 channels and more   100         0.6           0.956
         FCN-8s, VGG-16 / 8                        100         0.8           0.965
         FC-DenseNet, 3 layers a block              75         0.9           0.973
-        DeepLab v1, VGG-16 / 8                    100         0.9           0.953
+        DeepLab v1, VGG-16 / 8                    100         0.7           0.954
         DeepLab v2, VGG-16 / 8                     75         0.8           0.962
-        DeepLab v2, ResNet-18 / 4                  50         0.4           0.970
-        DeepLab v3, ResNet-18 / 4                  75         0.7           0.959
-        DeepLab v3+, ResNet-18 / 4                 75         0.4           0.966
+        DeepLab v2, ResNet-18 / 4                  50         0.4           0.969
+        DeepLab v3, ResNet-18 / 4                  75         0.7           0.961
+        DeepLab v3+, ResNet-18 / 4                 75         0.4           0.964
         DeepLab v3+, Xception-41 / 4               50         0.4           0.967
         torchvision's FCN, ResNet-18 / 4           75         0.6           0.958
         FastFCN, EncNet head, ResNet-18 / 4        75         0.5           0.950
