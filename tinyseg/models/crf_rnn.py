@@ -87,6 +87,7 @@ class CRFRNN(SegmentationNetwork):
                     f"CRFRNN: {name} must be one number, or {trunk.in_channels}, one for each channel; got {value}"
                 )
         self.in_channels, self.classes, self.context = trunk.in_channels, trunk.classes, trunk.context
+        self.align_corners = trunk.align_corners
         self.trunk = trunk
         self.crf = nn.CRFRNN(
             trunk.classes, start=start, iterations=iterations, weights=weights, learn_bandwidths=learn_bandwidths
