@@ -77,7 +77,7 @@ def crf_rnn(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {means} | {bands} |")
     caption = (
         "A small dilated network on halved CamVid, the 233 test frames; below the first row after 100 further "
-        "steps, in two orders of the images. The steps alone make the scores worse: not all of the difference is the "
+        "steps, in two orders of the images. The steps alone make scores worse: not all of the difference is the "
         "CRF's. How it is done: [crf_rnn.py](benchmarks/crf_rnn.py). "
         "[Data](benchmarks/results/crf-rnn.json)"
     )
