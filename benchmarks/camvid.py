@@ -45,7 +45,7 @@ NETWORKS = {  # the preset, and the network as it was published
 }
 FRAME = (360, 480)
 PICTURE = Path(__file__).parents[1] / "lessons" / "figures" / "camvid.png"
-SHOWN = 60  # the number of the test frame in the picture
+SHOWN = 200  # the number of the test frame in the picture
 
 
 def measure(name: str, data: str, runs: Path) -> dict[str, Any]:
