@@ -89,11 +89,12 @@ def machine(request, rng) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def host(request) -> Callable[..., host_gpu.HostGpu]:
+def host(request, tmp_path_factory) -> Callable[..., host_gpu.HostGpu]:
     """host(order): a GPU played by this computer."""
     if host_gpu.compiler() is None:
         pytest.skip("kernels run on the host through g++, which is not installed")
-    folder = request.config.cache.mkdir("cuda-on-the-host")
+    cache = getattr(request.config, "cache", None)  # there is none with -p no:cacheprovider
+    folder = cache.mkdir("cuda-on-the-host") if cache else tmp_path_factory.mktemp("cuda-on-the-host")
     return lambda order="forward": host_gpu.HostGpu(folder, order)
 
 

@@ -4,7 +4,6 @@ And no kernel is left out: each `.cu` file belongs to an operator, and its kerne
 """
 
 import importlib
-import itertools
 import pkgutil
 import re
 import warnings
@@ -95,8 +94,12 @@ def test_every_kernel_has_run_on_the_host(request, host):
         pytest.skip("only some of the tests of kernels have run")
     ran = {(name, dict(configuration)["SCALAR"], kernel) for name, configuration, kernel in host_gpu.LAUNCHED}
     for file in FILES:
-        for scalar, kernel in itertools.product(file.choices["SCALAR"], file.kernels):
-            assert (file.path.name, scalar, kernel) in ran
+        for kernel, signature in file.kernels.items():
+            # A kernel without a scalar among its parameters is the same in both, and run in one of them.
+            scalars = file.choices["SCALAR"]
+            missing = [scalar for scalar in scalars if (file.path.name, scalar, kernel) not in ran]
+            depends = any(parameter.type == "scalar" for parameter in signature.parameters)
+            assert not missing or (not depends and len(missing) < len(scalars)), (file.path.name, kernel, missing)
         for configuration in file.configurations():
             as_text = tuple((name, str(value)) for name, value in configuration)
             assert any(launched[:2] == (file.path.name, as_text) for launched in host_gpu.LAUNCHED)
