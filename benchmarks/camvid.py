@@ -25,11 +25,10 @@ import numpy as np
 
 from benchmarks import harness
 from tinyseg import models, viz
-from tinyseg.data import Dataset
 from tinyseg.models.inference import Options, predict_logits
 from tinyseg.models.papers import paper_of
 from tinyseg.models.summary import sketch, summarise
-from tinyseg.train import build, config, evaluation, prediction, train
+from tinyseg.train import config, evaluation, prediction, train
 
 NETWORKS = {  # the preset, and the network as it was published
     "plain": "plain",
@@ -53,7 +52,7 @@ def measure(name: str, data: str, runs: Path) -> dict[str, Any]:
     folder = runs / f"camvid_{name}"
     minutes = _train(name, data, folder)
     network, checkpoint = prediction.load(folder, "last")
-    dataset = _frames(checkpoint.config, data)
+    dataset = prediction.open_dataset(checkpoint, "test", Path(data))
     scores = evaluation.evaluate(network, dataset, checkpoint.labels, **_inference(name))
     assert scores is not None
     return {
@@ -81,11 +80,6 @@ def _train(name: str, data: str, folder: Path) -> float:
     return minutes
 
 
-def _frames(settings: config.Config, data: str) -> Dataset:
-    """The test split."""
-    return build.open_dataset(config.override(settings, [f"data.root={data}"]), "val", "test")
-
-
 def _inference(name: str) -> Options:
     return config.preset(f"camvid_{name}").inference.options()
 
@@ -105,7 +99,7 @@ def picture(rows: list[dict[str, Any]], data: str, runs: Path) -> None:
     panels, captions = [], []
     for row in rows:
         network, checkpoint = prediction.load(runs / f"camvid_{row['name']}", "last")
-        labels, dataset = checkpoint.labels, _frames(checkpoint.config, data)
+        labels, dataset = checkpoint.labels, prediction.open_dataset(checkpoint, "test", Path(data))
         sample, colours = dataset[SHOWN], dataset.palette
         assert sample.mask is not None
         if not panels:

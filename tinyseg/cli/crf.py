@@ -211,26 +211,14 @@ Opened = tuple["Iterable[Case]", int, int, int | None, str]
 def _predicted(
     source: str, weights: str, data: Path | None, split: str | None, images: int | None, tile: int | None
 ) -> Opened:
-    import dataclasses
-
     from tinyseg.models.inference import Options
-    from tinyseg.train import build
     from tinyseg.train.crf_search import network_cases
-    from tinyseg.train.errors import CheckpointError
-    from tinyseg.train.prediction import load
+    from tinyseg.train.prediction import load, open_dataset
 
     network, found = load(source, weights)
-    config, labels = found.config, found.labels
-    if data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(data)))
-    dataset = build.open_dataset(config, "val", split)
-    if tuple(dataset.classes) != labels.classes:
-        raise CheckpointError(
-            f"{found.path} knows the classes {', '.join(labels.classes)}; the data set has "
-            f"{', '.join(dataset.classes)}"
-        )
-    chosen = _spread(len(dataset), images)
-    options: Options = {**config.inference.options(), "tile": tile}
+    dataset = open_dataset(found, split, data)
+    labels, chosen = found.labels, _spread(len(dataset), images)
+    options: Options = {**found.config.inference.options(), "tile": tile}
     cases = network_cases(network, dataset, labels, indices=chosen, **options)
     return cases, len(chosen), len(labels.classes), labels.ignore_label, repr(dataset).strip("<>")
 

@@ -42,15 +42,12 @@ def command(
     [bold]tinyseg eval runs/deeplab --output-stride 8 --scales 0.5,0.75,1,1.25,1.5,1.75 --flip[/]
     [bold]tinyseg eval runs/camvid --trimap --crf deeplab_v1[/]
     """
-    import dataclasses
-
     from rich.console import Console
 
     from tinyseg.cli.progress import progress_bar
-    from tinyseg.train import build
-    from tinyseg.train.errors import CheckpointError, SettingError
+    from tinyseg.train.errors import SettingError
     from tinyseg.train.evaluation import evaluate
-    from tinyseg.train.prediction import load
+    from tinyseg.train.prediction import load, open_dataset
     from tinyseg.train.refinement import crf_options, crf_parameters
 
     if weights not in ("best", "last"):
@@ -58,15 +55,7 @@ def command(
     options = inference_options(tile, scales, flip, window, stride, average)
     parameters = crf_parameters(crf, crf_set or ())
     network, found = load(run, weights, output_stride=output_stride)
-    config = found.config
-    if data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(data)))
-    dataset = build.open_dataset(config, "val", split)
-    if tuple(dataset.classes) != found.labels.classes:
-        raise CheckpointError(
-            f"{found.path} knows the classes {', '.join(found.labels.classes)}; the data set has "
-            f"{', '.join(dataset.classes)}"
-        )
+    dataset = open_dataset(found, split, data)
     with progress_bar("predicting") as progress:
         scores = evaluate(
             network,
@@ -76,7 +65,7 @@ def command(
             trimap=trimap,
             crf=parameters,
             progress=progress,
-            **{**config.inference.options(), **options},
+            **{**found.config.inference.options(), **options},
         )
     assert scores is not None
     if as_json:

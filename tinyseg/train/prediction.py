@@ -4,6 +4,7 @@ The input convention (channels, mean, std) and the classes with their colours co
 have any size; large ones are predicted in tiles, to bound the memory.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from tinyseg.models import SegmentationNetwork
 from tinyseg.models.inference import Options, predict_logits
 from tinyseg.train import build, checkpoint, files
 from tinyseg.train.checkpoint import Checkpoint, Labels
-from tinyseg.train.errors import SettingError, UserError
+from tinyseg.train.errors import CheckpointError, SettingError, UserError
 from tinyseg.train.evaluation import check_options, normalised
 from tinyseg.train.refinement import refined
 from tinyseg.train.run import Run
@@ -61,6 +62,23 @@ def load(
         _set_output_stride(network, found.config.model.name, output_stride)
     network.eval()
     return network, found
+
+
+def open_dataset(found: Checkpoint, split: str | None = None, root: Path | None = None) -> data.Dataset:
+    """The images that a network was validated on, or another split of them, or the data set in another folder.
+
+    Raises `CheckpointError` if its classes are not those of the network, and `DataError`.
+    """
+    config = found.config
+    if root is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
+    dataset = build.open_dataset(config, "val", split)
+    if tuple(dataset.classes) != found.labels.classes:
+        raise CheckpointError(
+            f"{found.path} knows the classes {', '.join(found.labels.classes)}; the data set has "
+            f"{', '.join(dataset.classes)}"
+        )
+    return dataset
 
 
 def _set_output_stride(network: SegmentationNetwork, name: str, output_stride: int) -> None:
