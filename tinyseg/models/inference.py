@@ -37,7 +37,7 @@ section 4.1; Wu et al., "FastFCN", 2019, and its code.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -63,42 +63,9 @@ class Options(TypedDict, total=False):
     average: Average
 
 
-def predict_probabilities(
-    network: SegmentationNetwork,
-    image: Array,
-    *,
-    tile: int | None = None,
-    margin: int = 0,
-    window: int | tuple[int, int] | None = None,
-    stride: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    average: Average = "probabilities",
-) -> Array:
-    """The probability of each class at each pixel, (H, W, classes), of one image (H, W, in_channels).
-
-    tile     side of the square of pixels answered for at a time; None for the whole image
-    margin   pixels of context around a tile, for networks with padding; the others know their own
-    window   height and width, or the side, of what the network sees at a time; the answers are averaged
-    stride   pixels from one window to the next; by default 2/3 of its shorter side
-    scales   sizes of the image, as multiples of its own
-    flip     also its mirror image
-    average  of the views' answers: "probabilities", "logits" or "maximum"
-
-    The image is normalised as in training. The network is used in evaluation mode, and left in its mode.
-    """
-    logits = predict_logits(
-        network,
-        image,
-        tile=tile,
-        margin=margin,
-        window=window,
-        stride=stride,
-        scales=scales,
-        flip=flip,
-        average=average,
-    )
-    return ops.softmax(logits)[0]
+def predict_probabilities(network: SegmentationNetwork, image: Array, **options: Unpack[Options]) -> Array:
+    """The probability of each class at each pixel, (H, W, classes): the softmax of `predict_logits`."""
+    return ops.softmax(predict_logits(network, image, **options))[0]
 
 
 def predict_logits(
@@ -113,7 +80,19 @@ def predict_logits(
     flip: bool = False,
     average: Average = "probabilities",
 ) -> Array:
-    """As `predict_probabilities`, before the softmax. Averaged probabilities come as their logarithms."""
+    """The logits of each class at each pixel, (H, W, classes), of one image (H, W, in_channels).
+
+    tile     side of the square of pixels answered for at a time; None for the whole image
+    margin   pixels of context around a tile, for networks with padding; the others know their own
+    window   height and width, or the side, of what the network sees at a time; the answers are averaged
+    stride   pixels from one window to the next; by default 2/3 of its shorter side
+    scales   sizes of the image, as multiples of its own
+    flip     also its mirror image
+    average  of the views' answers: "probabilities", "logits" or "maximum"
+
+    The image is normalised as in training. The network is used in evaluation mode, and left in its mode. Averaged
+    probabilities come as their logarithms.
+    """
     if image.ndim != 3 or image.shape[2] != network.in_channels:
         raise ValueError(
             f"predict_logits: the image must have shape (H, W, {network.in_channels}) for this network, "
