@@ -7,8 +7,8 @@
 A network built on a trunk needs all of the trunk, under "trunk." or "backbone.", or a classifier with the same
 layers. Of what is behind the trunk each layer is taken that is in the source with the same name and shapes. A
 network without a trunk, as a U-Net, needs every layer but those whose shape depends on the number of classes.
-The trunk of a CRF-RNN is a segmentation network, and a run of that network starts it. Where that is not so,
-nothing is taken, and the error lists what does not fit.
+Where that is not so, nothing is taken, and the error lists what does not fit. The trunk of a CRF-RNN is a
+segmentation network, and a run of that network starts it.
 
 Weights also want their images in a certain form. Those of a run and of files written here say it; of others it
 is known for the names of torchvision. The data is then normalised as the weights want it (`Source.labels`).
