@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks, separable
 from tinyseg.ops.arithmetic import add
@@ -70,6 +71,48 @@ def gaussian(sigma: float, reach: int) -> Array:
 
 DIFFERENCE = np.array([-0.5, 0.0, 0.5])
 ITSELF = np.array([1.0])
+
+
+# ------------------------------------------------------------------------------------ the magnitude: on the CPU
+
+
+def _magnitude(gradient: Array, smoothing: float) -> tuple[Array, Array]:
+    """The magnitude and the norm, N H W C."""
+    v, u = np.split(gradient, 2, axis=-1)
+    s = gradient.dtype.type(smoothing)
+    norm = np.sqrt(v * v + u * u + s * s)
+    return norm - s, norm
+
+
+def _magnitude_backward(dy: Array, gradient: Array, norm: Array) -> Array:
+    share = dy / norm
+    return gradient * np.concatenate([share, share], axis=-1)
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _magnitude_cuda(gradient: Array, smoothing: float) -> tuple[Array, Array]:
+    *image, channels = gradient.shape
+    shape = (*image, channels // 2)
+    norm, y = cuda.empty(shape, gradient.dtype), cuda.empty(shape, gradient.dtype)
+    pixels, C = math.prod(image), shape[-1]
+    width, blocks = cuda.tile(pixels, C)
+    gradient = cuda.contiguous(gradient)
+    _cuda.launch("magnitude_forward", gradient, smoothing, pixels, C, width, norm, y, blocks=blocks)
+    return y, norm
+
+
+def _magnitude_backward_cuda(dy: Array, gradient: Array, norm: Array) -> Array:
+    *image, C = norm.shape
+    dgradient = cuda.empty(gradient.shape, gradient.dtype)
+    pixels = math.prod(image)
+    width, blocks = cuda.tile(pixels, C)
+    arrays = (cuda.contiguous(dy), gradient, norm)
+    _cuda.launch("magnitude_backward", *arrays, pixels, C, width, dgradient, blocks=blocks)
+    return dgradient
 
 
 # ------------------------------------------------------------------------------------------------------- public
@@ -128,18 +171,17 @@ def gradient_magnitude(x: Array, *, smoothing: float = 1e-3) -> tuple[Array, Gra
             "at 0 without it"
         )
     gradient, differences = spatial_gradient(x)
-    v, u = np.split(gradient, 2, axis=-1)
-    s = x.dtype.type(smoothing)
-    norm = np.sqrt(v * v + u * u + s * s)
-    return norm - s, GradientMagnitudeCache(gradient, norm, differences)
+    y, norm = backend.choose(x, numpy=_magnitude, numba=_magnitude, cuda=_magnitude_cuda)(gradient, smoothing)
+    return y, GradientMagnitudeCache(gradient, norm, differences)
 
 
 def gradient_magnitude_backward(dy: Array, cache: GradientMagnitudeCache) -> Array:
     """The gradient with respect to `x`, N H W C."""
     checks.upstream("gradient_magnitude_backward", dy, cache.norm.shape, cache.norm.dtype)
-    share = dy / cache.norm
-    dgradient = cache.gradient * np.concatenate([share, share], axis=-1)
-    return spatial_gradient_backward(dgradient, cache.differences)
+    backward = backend.choose(
+        dy, numpy=_magnitude_backward, numba=_magnitude_backward, cuda=_magnitude_backward_cuda
+    )
+    return spatial_gradient_backward(backward(dy, cache.gradient, cache.norm), cache.differences)
 
 
 def _check(operator: str, x: Array) -> None:
