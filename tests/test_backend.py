@@ -109,5 +109,4 @@ def test_operators_without_cuda_kernel_are_listed():
         "balanced_edge_loss",
         "dual_task_loss",
         "encoding",
-        "gumbel_softmax",
     }

@@ -126,7 +126,7 @@ def _apply_numba(x: Array, draw: Draw) -> Array:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, headers=["philox.cuh"])
 
 
 def _apply_cuda(x: Array, draw: Draw) -> Array:

@@ -27,10 +27,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks
+from tinyseg.ops.arithmetic import mul
 from tinyseg.ops.dropout import random_words
 from tinyseg.ops.softmax import SoftmaxCache, softmax, softmax_backward
+
+
+class Draw(NamedTuple):
+    """What the noise is a function of, besides the shape."""
+
+    seed: int
+    offset: int
 
 
 class GumbelSoftmaxCache(NamedTuple):
@@ -42,6 +51,35 @@ def gumbel_noise(shape: tuple[int, ...], *, seed: int, offset: int = 0) -> Array
     """-log(-log u): float64, mean 0.5772 (Euler's constant), variance pi^2 / 6, between -3.2 and 23."""
     words = random_words(int(np.prod(shape)), seed=seed, offset=offset).reshape(shape)
     return -np.log(-np.log((words + 0.5) / 2**32))
+
+
+def _scores(x: Array, temperature: float, draw: Draw | None) -> Array:
+    """What the softmax is taken of."""
+    if draw is not None:
+        x = x + gumbel_noise(x.shape, **draw._asdict()).astype(x.dtype)
+    return _divided(x, temperature)
+
+
+def _divided(array: Array, temperature: float) -> Array:
+    return array / array.dtype.type(temperature)
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__, headers=["philox.cuh"])
+
+
+def _scores_cuda(x: Array, temperature: float, draw: Draw | None) -> Array:
+    if draw is None:
+        return _divided_cuda(x, temperature)
+    x = cuda.contiguous(x)
+    y = cuda.empty(x.shape, x.dtype)
+    _cuda.launch("add_noise", x, x.size, *draw, 1 / temperature, y, threads=cuda.quads(x.size))
+    return y
+
+
+def _divided_cuda(array: Array, temperature: float) -> Array:
+    return mul(array, cuda.constant(np.array(1 / temperature, array.dtype)))[0]
 
 
 # ------------------------------------------------------------------------------------------------------- public
@@ -64,14 +102,14 @@ def gumbel_softmax(
     for name, number in (("seed", seed), ("offset", offset)):
         if number is not None and not (hasattr(number, "__index__") and 0 <= number < 2**64):
             raise ValueError(f"gumbel_softmax: {name} must be an integer from 0 to 2^64 - 1, got {number!r}")
-    noisy = x
-    if seed is not None:
-        noisy = x + gumbel_noise(x.shape, seed=int(seed), offset=int(offset)).astype(x.dtype)
-    y, cache = softmax(noisy / x.dtype.type(temperature))
+    draw = None if seed is None else Draw(int(seed), int(offset))
+    scores = backend.choose(x, numpy=_scores, numba=_scores, cuda=_scores_cuda)
+    y, cache = softmax(scores(x, temperature, draw))
     return y, GumbelSoftmaxCache(cache, float(temperature))
 
 
 def gumbel_softmax_backward(dy: Array, cache: GumbelSoftmaxCache) -> Array:
     """The gradient with respect to `x`, of the shape of `dy`."""
     checks.upstream("gumbel_softmax_backward", dy, cache.softmax.y.shape, cache.softmax.y.dtype)
-    return softmax_backward(dy, cache.softmax) / dy.dtype.type(cache.temperature)
+    divided = backend.choose(dy, numpy=_divided, numba=_divided, cuda=_divided_cuda)
+    return divided(softmax_backward(dy, cache.softmax), cache.temperature)
