@@ -1,4 +1,4 @@
-"""The CUDA kernels of the losses: cross_entropy, bce_with_logits and dice."""
+"""The CUDA kernels of the losses: cross_entropy, bce_with_logits, dice and balanced_edge_loss."""
 
 import numpy as np
 import pytest
@@ -111,3 +111,36 @@ def test_dice(machine, dtype, shape, weighted, reduction):
     if weighted:
         arrays += [weights_for(machine, shape[-1:], dtype), weights_for(machine, shape[:-1], dtype)]
     machine.agree(both, *arrays, floor=1)
+
+
+@pytest.mark.parametrize("kind", ["bools", "bytes", "with ignored pixels"])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5, 7, 1), (3, 4, 2), (600, 1)])
+def test_balanced_edge_loss(machine, dtype, shape, kind):
+    def both(logits, edges, dy):
+        loss, cache = ops.balanced_edge_loss(logits, edges, ignore_label=255)
+        return loss, ops.balanced_edge_loss_backward(dy, cache)
+
+    edges = machine.rng.random(shape) < 0.2
+    if kind != "bools":
+        edges = edges.astype(np.uint8)
+    if kind == "with ignored pixels":
+        edges[machine.rng.random(shape) < 0.3] = 255
+    machine.agree(both, 5 * machine.numbers(*shape, dtype=dtype), edges, machine.numbers(dtype=dtype))
+
+
+@pytest.mark.parametrize(("edge", "ignored"), [(0, None), (1, None), (7, 7), (1, 1)])
+def test_one_kind_of_pixels_alone(machine, dtype, edge, ignored):
+    def both(logits, edges, dy):
+        loss, cache = ops.balanced_edge_loss(logits, edges, ignore_label=ignored)
+        return loss, ops.balanced_edge_loss_backward(dy, cache)
+
+    loss, gradient = machine.agree(
+        both, machine.numbers(4, 5, dtype=dtype), np.full((4, 5), edge), np.ones((), dtype)
+    )
+    assert loss == 0 and not gradient.any()
+
+
+def test_a_wrong_edge_makes_the_loss_nan(host):
+    with cuda.on(host()):
+        loss, _ = ops.balanced_edge_loss(*map(cuda.to_device, (np.zeros(3), np.array([0, 1, 2]))))
+        assert np.isnan(cuda.to_host(loss))

@@ -23,9 +23,46 @@ Sources: Xie & Tu, "Holistically-nested edge detection", ICCV 2015, equation 2; 
 
 import numpy as np
 
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
-from tinyseg.ops import checks
+from tinyseg.ops import checks, sums
 from tinyseg.ops.bce_with_logits import BceWithLogitsCache, bce_with_logits, bce_with_logits_backward
+from tinyseg.ops.labels import blocks_for
+
+
+def _targets_and_weights(edges: Array, logits: Array, ignore_label: int | None) -> tuple[Array, Array]:
+    counts = np.ones(edges.shape, bool) if ignore_label is None else edges != ignore_label
+    positive, negative = (edges == 1) & counts, (edges == 0) & counts
+    if (counts & ~positive & ~negative).any():
+        odd = np.unique(edges[counts & ~positive & ~negative])[:8]
+        raise ValueError(
+            f"balanced_edge_loss: edges must be 0 or 1, got also {', '.join(map(str, odd))}; pass ignore_label= "
+            "if one of them means 'unknown'"
+        )
+    P, B = int(positive.sum()), int(negative.sum())
+    M = max(P + B, 1)
+    weights = np.where(positive, B / M, np.where(negative, P / M, 0)) / M
+    return positive.astype(logits.dtype), weights
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _targets_and_weights_cuda(edges: Array, logits: Array, ignore_label: int | None) -> tuple[Array, Array]:
+    """An edge that is neither 0 nor 1 makes the loss NaN: nobody waits for the GPU to tell."""
+    edges = cuda.contiguous(edges).astype(np.int64, copy=False)
+    blocks, ignored = blocks_for(edges.size), (ignore_label is not None, ignore_label or 0)
+    partial = cuda.empty((2, blocks), np.dtype(np.float64))
+    _cuda.launch("count_edges", edges, edges.size, *ignored, partial, blocks=blocks)
+    counts = sums.over_middle(partial, 2, blocks, 1)
+    targets, weights = (cuda.empty(edges.shape, logits.dtype) for _ in range(2))
+    _cuda.launch("weigh_edges", edges, counts, edges.size, *ignored, targets, weights, threads=edges.size)
+    return targets, weights
+
+
+# ------------------------------------------------------------------------------------------------------- public
 
 
 def balanced_edge_loss(
@@ -38,22 +75,14 @@ def balanced_edge_loss(
     The balance is that of all that is passed at once: a batch, not each image.
     """
     checks.floating("balanced_edge_loss", logits=logits)
-    edges = np.asarray(edges)
+    edges = edges if hasattr(edges, "dtype") else np.asarray(edges)
     if edges.dtype.kind not in "biu":
         raise TypeError(f"balanced_edge_loss: edges must be bools or integers, 0 and 1, got {edges.dtype}")
     checks.shape("balanced_edge_loss", "edges", edges, logits.shape, "that of the logits")
-    counts = np.ones(edges.shape, bool) if ignore_label is None else edges != ignore_label
-    positive, negative = (edges == 1) & counts, (edges == 0) & counts
-    if (counts & ~positive & ~negative).any():
-        odd = np.unique(edges[counts & ~positive & ~negative])[:8]
-        raise ValueError(
-            f"balanced_edge_loss: edges must be 0 or 1, got also {', '.join(map(str, odd))}; pass ignore_label= "
-            "if one of them means 'unknown'"
-        )
-    P, B = int(positive.sum()), int(negative.sum())
-    M = max(P + B, 1)
-    weights = np.where(positive, B / M, np.where(negative, P / M, 0)) / M
-    targets = positive.astype(logits.dtype)
+    prepare = backend.choose(
+        logits, numpy=_targets_and_weights, numba=_targets_and_weights, cuda=_targets_and_weights_cuda
+    )
+    targets, weights = prepare(edges, logits, ignore_label)
     return bce_with_logits(logits, targets, pixel_weights=weights, reduction="sum")
 
 
