@@ -1,4 +1,4 @@
-"""Convolution on a GPU in nine versions, from the obvious one to the shipped ones.
+"""Convolution on a GPU in ten versions, from the obvious one to the shipped ones.
 
     python -m benchmarks.ladders.conv2d_cuda
 
@@ -18,9 +18,10 @@
     8  halo_tiles        As shipped for 3 x 3 with stride 1: patches of the image stay in shared memory for all
                          nine taps.
     9  ... with TF32     The same with numbers rounded.
+    10 winograd          As shipped for 3 x 3 with stride 1: 16 multiplications instead of 36, on CUDA cores.
 
 Each version is compared with the definition in float64 before it is timed, and none that is wrong is timed. The
-last five are not copies: they are what ops.conv2d runs. Times are medians of CUDA events, with inputs larger than
+last six are not copies: they are what ops.conv2d runs. Times are medians of CUDA events, with inputs larger than
 the cache used in turn.
 
 The order of the first steps follows Boehm, "How to optimize a CUDA matmul kernel for cuBLAS-like performance",
@@ -79,6 +80,7 @@ RUNGS = [
     Rung("7 tensor_cores with TF32", _shipped("tensor_cores", tf32=True), 3e-3),
     Rung("8 halo_tiles", _shipped("halo_tiles"), 1e-5),
     Rung("9 halo_tiles with TF32", _shipped("halo_tiles", tf32=True), 3e-3),
+    Rung("10 winograd", _shipped("winograd"), 1e-5),
 ]
 
 

@@ -149,7 +149,41 @@ def test_halo_tiles_are_chosen_where_they_are_full(machine):
         )  # 2 x 2 tiles, then 3 x 3
         assert chosen((32, 32), kernel=1, padding=0) is algorithms.tensor_cores
         assert chosen((32, 32), padding=3, dilation=3) is algorithms.tensor_cores
-        assert chosen((32, 48), dtype=np.float64) is algorithms.implicit_gemm
+        assert chosen((31, 32), padding=2, dtype=np.float64) is algorithms.implicit_gemm
+
+
+# A block makes 8 x 16 pixels of 64 channels (32 in float64), and takes 8 channels at a time.
+WINOGRAD = {
+    "one pixel": (1, 1, 1, 1, 1, (3, 3), {"padding": 1}),
+    "more than a block of rows": (2, 9, 7, 3, 2, (3, 3), {"padding": 1}),
+    "more than a block of columns": (1, 5, 19, 4, 4, (3, 3), {}),
+    "more than a block of channels": (1, 3, 5, 5, 65, (3, 3), {"padding": 2}),
+    "many slices": (1, 4, 3, 33, 33, (3, 3), {"padding": (0, 2, 1, 0)}),
+    "two slices, channels in fours": (2, 3, 6, 12, 36, (3, 3), {"padding": "same"}),
+    "padding wider than the kernel": (1, 2, 3, 8, 4, (3, 3), {"padding": (4, 3, 0, 5)}),
+}
+
+
+@pytest.mark.parametrize("case", WINOGRAD.values(), ids=WINOGRAD.keys())
+def test_winograd(machine, dtype, case):
+    check(machine, case, dtype, "winograd", tolerance={np.dtype(np.float32): 3e-6})
+
+
+def test_winograd_is_chosen_where_its_blocks_are_full_enough(machine):
+    def chosen(size, channels=(64, 64), padding=1, dtype=np.float32, **options):
+        window = geometry.window("conv2d", size, 3, 1, padding, **options)
+        w = cuda.to_device(np.zeros((3, 3, *channels), dtype))
+        return algorithms.choose("auto", w, w, options.get("groups", 1), window)
+
+    with cuda.on(machine.devices[0]):
+        assert chosen((64, 64)) is chosen((24, 16)) is chosen((33, 64), (62, 62)) is algorithms.winograd
+        assert chosen((64, 64), (64, 48)) is chosen((64, 64), dilation=2) is algorithms.halo_tiles
+        assert chosen((33, 33)) is algorithms.tensor_cores  # 5 x 3 blocks
+        assert chosen((33, 33), dtype=np.float64) is chosen((33, 33), (62, 62)) is algorithms.winograd
+        assert chosen((64, 64), (3, 64)) is chosen((5, 5), dtype=np.float64) is algorithms.implicit_gemm
+        with allow_tf32():
+            assert chosen((64, 64)) is algorithms.halo_tiles
+            assert chosen((64, 64), (62, 62)) is algorithms.winograd
 
 
 def test_the_choice_of_an_algorithm(machine):
@@ -173,6 +207,8 @@ def test_the_choice_of_an_algorithm(machine):
         ("tensor_cores", 2, "multiple of 4 channels on both sides, not 2 and 4; choose"),
         ("tensor_cores", 1, "for float32, not float64"),
         ("halo_tiles", 2, "'halo_tiles' is not possible: each group must have a multiple of 4 channels"),
+        ("winograd", 2, "'winograd' is not possible: it is for convolutions without groups"),
+        ("winograd", 1, "'winograd' is not possible: it is for kernels of 3 x 3 with stride 1"),
         ("halo_tiles", -1, "'halo_tiles' is not possible: it is for kernels of 3 x 3 with stride 1"),
         ("patches", 1, "algo 'patches' is not for arrays on the GPU; choose 'auto' or one of .*'tensor_cores'"),
         ("fast", 1, "unknown algo 'fast'; choose 'auto' or one of .*'tensor_cores'"),
@@ -223,7 +259,7 @@ def test_transposed(machine, dtype, case):
     machine.agree(both, x, w, b, dy)
 
 
-@pytest.mark.parametrize("algo", ["implicit_gemm", "tensor_cores", "halo_tiles", "depthwise"])
+@pytest.mark.parametrize("algo", ["implicit_gemm", "tensor_cores", "halo_tiles", "winograd", "depthwise"])
 @pytest.mark.parametrize(
     "images, side", [(2, 7), pytest.param(9, 4096, marks=pytest.mark.gpu)], ids=["rehearsal", "beyond 2^31"]
 )

@@ -64,7 +64,8 @@ def conv2d(
     groups: both channel axes are split into so many runs that do not see each other; `groups=C` is depthwise.
     algo: "auto", or on the CPU "patches" (matrix products), "direct" (loops), "reference" (NumPy, the definition),
         on the GPU "implicit_gemm" (matrix products), "tensor_cores" (the same on tensor cores, for float32 and
-        channels in fours), "halo_tiles" (also, for 3 x 3 with stride 1), "depthwise" (for groups of one channel).
+        channels in fours), "halo_tiles" (also, for 3 x 3 with stride 1), "winograd" (fewer multiplications, for
+        3 x 3 with stride 1), "depthwise" (for groups of one channel).
 
     Returns y (N, P, Q, O), of the type of x. Raises ValueError or TypeError for shapes and types that do not fit.
 

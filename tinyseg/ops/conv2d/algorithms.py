@@ -15,9 +15,18 @@ from types import ModuleType
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
-from tinyseg.ops.conv2d import depthwise, direct, halo_tiles, implicit_gemm, patches, reference, tensor_cores
+from tinyseg.ops.conv2d import (
+    depthwise,
+    direct,
+    halo_tiles,
+    implicit_gemm,
+    patches,
+    reference,
+    tensor_cores,
+    winograd,
+)
 from tinyseg.ops.geometry import Window
 
 ALGORITHMS = {"reference": reference, "direct": direct, "patches": patches}
@@ -26,7 +35,15 @@ GPU_ALGORITHMS = {
     "halo_tiles": halo_tiles,
     "implicit_gemm": implicit_gemm,
     "tensor_cores": tensor_cores,
+    "winograd": winograd,
 }
+
+# How full Winograd's blocks must be for it to win against each of the others. This is arithmetic for an H100, and
+# has not been measured on one. Counted in FLOPs of the definition: products on CUDA cores reach about 46 of 67
+# TFLOP/s; Winograd's algorithm makes 2.25 times as much of them, of which transformations and exchange cost a
+# sixth: 88. Tensor cores run at up to 315 TFLOP/s with TF32, a third of which is 105 with three products, of which
+# a kernel may reach two thirds: 70. With one product, inside allow_tf32(), they win in any case.
+WINOGRAD_WINS_FROM = {implicit_gemm: 46 / 88, tensor_cores: 70 / 88, halo_tiles: 70 / 88}
 
 
 def choose(algo: str, x: Array, w: Array, groups: int, window: Window | None = None) -> ModuleType:
@@ -43,6 +60,14 @@ def choose(algo: str, x: Array, w: Array, groups: int, window: Window | None = N
 def _best_on_gpu(w: Array, groups: int, window: Window | None) -> ModuleType:
     if groups > 1 and depthwise.unsuitable(w, groups, window) is None:
         return depthwise
+    best = _best_product(w, groups, window)
+    rounding = best is not implicit_gemm and cuda.tf32_is_allowed()
+    if rounding or window is None or winograd.unsuitable(w, groups, window) is not None:
+        return best
+    return winograd if winograd.fullness(w, window) >= WINOGRAD_WINS_FROM[best] else best
+
+
+def _best_product(w: Array, groups: int, window: Window | None) -> ModuleType:
     if tensor_cores.unsuitable(w, groups, window):
         return implicit_gemm
     if window is not None and halo_tiles.wins(window) and halo_tiles.unsuitable(w, groups, window) is None:

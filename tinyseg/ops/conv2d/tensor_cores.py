@@ -27,6 +27,8 @@ split, and sums outside of tensor cores); NVIDIA, "Parallel thread execution ISA
 what).
 """
 
+import numpy as np
+
 from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.ops.conv2d import gather, implicit_gemm
@@ -40,13 +42,17 @@ _cuda = cuda.KernelFile(__file__, scalars=["float"], headers=["taps.cuh", "fragm
 
 def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
     """Why weights (R, S, C/G, O) cannot be convolved with here; None if they can."""
+    return unfit(w.dtype, w.shape[2], w.shape[3] // groups)
+
+
+def unfit(dtype: np.dtype, in_group: int, out_group: int) -> str | None:
+    """Why arrays of this type, with so many channels in each group, cannot be."""
     if cuda.capability() < CAPABILITY:
         return f"it needs a GPU of compute capability {CAPABILITY / 10}, this one has {cuda.capability() / 10}"
-    if w.dtype.itemsize != 4:
-        return f"it is for float32, not {w.dtype}"
-    channels = (w.shape[2], w.shape[3] // groups)
-    if channels[0] % 4 or channels[1] % 4:
-        return f"each group must have a multiple of 4 channels on both sides, not {channels[0]} and {channels[1]}"
+    if dtype.itemsize != 4:
+        return f"it is for float32, not {dtype}"
+    if in_group % 4 or out_group % 4:
+        return f"each group must have a multiple of 4 channels on both sides, not {in_group} and {out_group}"
     return None
 
 
