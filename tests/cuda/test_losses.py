@@ -1,4 +1,4 @@
-"""The CUDA kernels of the losses: cross_entropy, bce_with_logits, dice and balanced_edge_loss."""
+"""The CUDA kernels of the losses: cross_entropy, bce_with_logits, dice, balanced_edge_loss, dual_task_loss."""
 
 import numpy as np
 import pytest
@@ -143,4 +143,32 @@ def test_one_kind_of_pixels_alone(machine, dtype, edge, ignored):
 def test_a_wrong_edge_makes_the_loss_nan(host):
     with cuda.on(host()):
         loss, _ = ops.balanced_edge_loss(*map(cuda.to_device, (np.zeros(3), np.array([0, 1, 2]))))
+        assert np.isnan(cuda.to_host(loss))
+
+
+@pytest.mark.parametrize("ignored", [None, 255])
+@pytest.mark.parametrize("seed", [None, 5])
+@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (1, 1, 1, 2), (1, 4, 7, 33), (1, 19, 23, 2)])
+def test_dual_task_loss(machine, dtype, shape, seed, ignored):
+    def both(logits, labels, dy):
+        loss, cache = ops.dual_task_loss(
+            logits, labels, temperature=0.8, seed=seed, threshold=0.05, ignore_label=ignored
+        )
+        return loss, ops.dual_task_loss_backward(dy, cache)
+
+    logits, labels = 2 * machine.numbers(*shape, dtype=dtype), labels_for(machine, shape, ignored)
+    if ignored is not None:
+        logits[labels == ignored] = np.nan  # what is ignored may be anything
+    machine.agree(both, logits, labels, machine.numbers(dtype=dtype))
+
+
+@pytest.mark.parametrize("wrong", ["label", "logit"])
+def test_what_is_wrong_makes_the_dual_task_loss_nan(host, wrong):
+    logits, labels = np.zeros((1, 4, 3, 2)), np.zeros((1, 4, 3), int)
+    if wrong == "label":
+        labels[0, 2, 1] = 2
+    else:
+        logits[0, 2, 1, 0] = np.nan
+    with cuda.on(host()):
+        loss, _ = ops.dual_task_loss(*map(cuda.to_device, (logits, labels)))
         assert np.isnan(cuda.to_host(loss))

@@ -132,6 +132,14 @@ def test_ignored_pixels_take_no_part(backend, rng):
     assert loss == 0
 
 
+def test_nan_stays_visible(backend, rng):
+    logits, labels = rng.standard_normal((1, 6, 7, 3)), rng.integers(0, 3, (1, 6, 7))
+    logits[0, 3, 4, 1] = np.nan
+    loss, cache = ops.dual_task_loss(logits, labels)
+    assert np.isnan(loss)
+    assert np.isnan(ops.dual_task_loss_backward(np.array(1.0), cache)[0, 3, 4]).all()
+
+
 def test_backends_agree_in_float32(rng):
     logits = rng.standard_normal((2, 17, 13, 5)).astype(np.float32)
     labels = rng.integers(0, 5, (2, 17, 13))

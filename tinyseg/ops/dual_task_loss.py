@@ -33,10 +33,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks
+from tinyseg.ops.arithmetic import mul
 from tinyseg.ops.gumbel_softmax import GumbelSoftmaxCache, gumbel_softmax, gumbel_softmax_backward
-from tinyseg.ops.labels import labels_and_weights
+from tinyseg.ops.labels import blocks_for, finish_loss_cuda, labels_and_weights
 from tinyseg.ops.separable import SeparableCache
 from tinyseg.ops.spatial_gradient import (
     GradientMagnitudeCache,
@@ -55,6 +57,60 @@ class DualTaskLossCache(NamedTuple):
     magnitude: GradientMagnitudeCache
     seen: Array  # N H W 1, 1 where the pixel is not ignored, else 0
     slope: Array  # N H W C, the derivative by the magnitude of the blurred p
+
+
+# --------------------------------------------------------------------------------------------- parts: on the CPU
+
+
+def _keep_seen(x: Array, seen: Array) -> Array:
+    """0 where a pixel is ignored, and not a product: what stands there may be NaN."""
+    return np.where(seen > 0, x, 0)
+
+
+def _one_hot(labels: Array, seen: Array, classes: int) -> Array:
+    return (labels[..., None] == np.arange(classes)) * seen
+
+
+def _compare(magnitude: Array, true_magnitude: Array, seen: Array, threshold: float) -> tuple[Array, Array]:
+    """The loss, and its derivative by the magnitude. NaN counts as a border, so that it stays visible."""
+    half_root = magnitude.dtype.type(HALF_ROOT)
+    borders = ~(half_root * np.maximum(magnitude, true_magnitude) <= threshold) & (seen > 0)
+    difference = half_root * np.where(borders, magnitude - true_magnitude, 0)
+    size = max(int(borders.sum()), 1)
+    loss = np.array(np.abs(difference).sum(dtype=np.float64) / size, magnitude.dtype)
+    return loss, np.sign(difference) * magnitude.dtype.type(HALF_ROOT / size)
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+
+def _keep_seen_cuda(x: Array, seen: Array) -> Array:
+    x, y = cuda.contiguous(x), cuda.empty(x.shape, x.dtype)
+    _cuda.launch("keep_seen", x, seen, x.size, x.shape[-1], y, threads=x.size)
+    return y
+
+
+def _one_hot_cuda(labels: Array, seen: Array, classes: int) -> Array:
+    truth = cuda.empty((*labels.shape, classes), seen.dtype)
+    _cuda.launch("one_hot", labels, seen, truth.size, classes, truth, threads=truth.size)
+    return truth
+
+
+def _compare_cuda(magnitude: Array, true_magnitude: Array, seen: Array, threshold: float) -> tuple[Array, Array]:
+    n, C = magnitude.size, magnitude.shape[-1]
+    blocks = blocks_for(n)
+    partial = cuda.empty((2, blocks), np.dtype(np.float64))
+    arrays = (magnitude, true_magnitude, seen)
+    _cuda.launch("dual_task_forward", *arrays, threshold, n, C, partial, blocks=blocks)
+    loss, scale = finish_loss_cuda(partial, True, magnitude.dtype)
+    slope = cuda.empty(magnitude.shape, magnitude.dtype)
+    _cuda.launch("dual_task_slope", *arrays, scale, threshold, n, C, slope, threads=n)
+    return loss, slope
+
+
+# ------------------------------------------------------------------------------------------------------- public
 
 
 def dual_task_loss(
@@ -81,28 +137,25 @@ def dual_task_loss(
     if not threshold >= 0:
         raise ValueError(f"dual_task_loss: threshold must be 0 or more, got {threshold}")
     labels, weights = labels_and_weights("dual_task_loss", labels, logits, ignore_label, None)
-    seen = weights[..., None]
-    truth = (labels[..., None] == np.arange(logits.shape[-1])) * seen  # N H W C, in the type of the logits
+    seen = weights.reshape(*weights.shape, 1)
+    keep_seen = backend.choose(logits, numpy=_keep_seen, numba=_keep_seen, cuda=_keep_seen_cuda)
+    one_hot = backend.choose(logits, numpy=_one_hot, numba=_one_hot, cuda=_one_hot_cuda)
+    compare = backend.choose(logits, numpy=_compare, numba=_compare, cuda=_compare_cuda)
 
     p, softmax_cache = gumbel_softmax(logits, temperature=temperature, seed=seed, offset=offset)
-    p = np.where(seen > 0, p, 0)  # not a product: the logits of an ignored pixel may be NaN
-    blurred, blur_cache = gaussian_blur(p, sigma=sigma)
+    blurred, blur_cache = gaussian_blur(keep_seen(p, seen), sigma=sigma)
     magnitude, magnitude_cache = gradient_magnitude(blurred)
+    truth = one_hot(labels, seen, logits.shape[-1])
     true_magnitude, _ = gradient_magnitude(gaussian_blur(truth, sigma=sigma)[0])
-
-    half_root = logits.dtype.type(HALF_ROOT)
-    borders = half_root * np.maximum(magnitude, true_magnitude) > threshold
-    difference = half_root * np.where(borders & (seen > 0), magnitude - true_magnitude, 0)
-    size = max(int((borders & (seen > 0)).sum()), 1)
-    loss = np.array(np.abs(difference).sum(dtype=np.float64) / size, logits.dtype)
-    slope = np.sign(difference) * logits.dtype.type(HALF_ROOT / size)
+    loss, slope = compare(magnitude, true_magnitude, seen, threshold)
     return loss, DualTaskLossCache(softmax_cache, blur_cache, magnitude_cache, seen, slope)
 
 
 def dual_task_loss_backward(dy: Array, cache: DualTaskLossCache) -> Array:
     """The gradient with respect to the logits, N H W C. `dy` is one number, an array of no axes."""
     checks.upstream("dual_task_loss_backward", dy, (), cache.slope.dtype)
-    dblurred = gradient_magnitude_backward(cache.slope * dy, cache.magnitude)
-    dp = gaussian_blur_backward(dblurred, cache.blur)
-    dlogits = gumbel_softmax_backward(dp * cache.seen, cache.softmax)
-    return np.where(cache.seen > 0, dlogits, 0)
+    keep_seen = backend.choose(dy, numpy=_keep_seen, numba=_keep_seen, cuda=_keep_seen_cuda)
+    dmagnitude, _ = mul(cache.slope, dy)
+    dp = gaussian_blur_backward(gradient_magnitude_backward(dmagnitude, cache.magnitude), cache.blur)
+    dlogits = gumbel_softmax_backward(keep_seen(dp, cache.seen), cache.softmax)
+    return keep_seen(dlogits, cache.seen)
