@@ -4,11 +4,14 @@ It has the interface of `tinyseg.cuda.gpu.Gpu`. So operators, their launchers an
 GPU; only arrays, compiler and scheduler are others.
 """
 
+import contextlib
 import ctypes
+import functools
 import hashlib
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +24,9 @@ GUARD = 4096  # bytes before and after each array
 POISON = 0xFF  # in every byte of new memory: NaN, or the largest integer
 ORDERS = ("forward", "backward", "shuffled")
 OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-w")
+
+RECORDING: list["Recorded"] = []
+"""The graph that is being recorded, if one is."""
 
 LAUNCHED: set[tuple[str, tuple, str]] = set()
 """The file, the configuration (names and values, as text) and the name of each kernel that has run."""
@@ -83,10 +89,15 @@ class HostArray:
         return HostArray(self.block, self.values.transpose(*axes))
 
     def astype(self, dtype, copy=True):
-        return self if not copy and self.dtype == dtype else upload(self.values.astype(dtype))
+        return self if not copy and self.dtype == dtype else self._copied(dtype)
 
     def copy(self):
-        return upload(self.values)
+        return self._copied(self.dtype)
+
+    def _copied(self, dtype):
+        result = allocate(self.shape, dtype)
+        started(lambda: np.copyto(result.values, self.values, casting="unsafe"))
+        return result
 
 
 def allocate(shape, dtype) -> HostArray:
@@ -101,6 +112,25 @@ def upload(array: np.ndarray) -> HostArray:
     return result
 
 
+class Recorded:
+    """A graph: what was started while it was recorded, to be done at each launch."""
+
+    def __init__(self):
+        self.work: list[Callable[[], None]] = []
+
+    def launch(self) -> None:
+        for work in self.work:
+            work()
+
+
+def started(work: Callable[[], None]) -> None:
+    """Do it now, or record it."""
+    if RECORDING:
+        RECORDING[0].work.append(work)
+    else:
+        work()
+
+
 class HostGpu:
     """order: in which order blocks and threads take turns, one of ORDERS."""
 
@@ -111,6 +141,7 @@ class HostGpu:
     def __init__(self, folder: Path, order: str = "forward"):
         self.folder = folder
         self.order = order
+        self.uploads: list[Callable[[], None]] = []  # begun and not finished
 
     def empty(self, shape, dtype) -> HostArray:
         return allocate(tuple(shape), dtype)
@@ -118,8 +149,39 @@ class HostGpu:
     def upload(self, array) -> HostArray:
         return upload(array)
 
+    def start_upload(self, array) -> HostArray:
+        result = allocate(array.shape, array.dtype)  # poison, until the upload is finished
+        self.uploads.append(functools.partial(np.copyto, result.values, array.copy()))
+        return result
+
+    def finish_uploads(self) -> None:
+        for upload in self.uploads:
+            upload()
+        self.uploads.clear()
+
     def download(self, array) -> np.ndarray:
+        if RECORDING:
+            raise CudaError("a number of the GPU is needed on the host while kernels are recorded")
         return array.values.copy()
+
+    def write(self, target, source) -> None:
+        if isinstance(source, np.ndarray):
+            assert not RECORDING, "numbers of the host would be written once only"
+            np.copyto(target.values, source)
+        else:
+            started(lambda: np.copyto(target.values, source.values))
+
+    @property
+    def is_recording(self) -> bool:
+        return bool(RECORDING)
+
+    @contextlib.contextmanager
+    def record(self):
+        RECORDING.append(Recorded())
+        try:
+            yield RECORDING[0]
+        finally:
+            RECORDING.clear()
 
     def owns(self, array) -> bool:
         return isinstance(array, HostArray)
@@ -135,6 +197,9 @@ class HostGpu:
         return name, configuration, _compiled(text, name, self.folder)
 
     def run(self, module, kernel: Signature, grid, shared, values) -> None:
+        started(lambda: self._run(module, kernel, grid, shared, values))
+
+    def _run(self, module, kernel: Signature, grid, shared, values) -> None:
         name, configuration, library = module
         LAUNCHED.add((name, configuration, kernel.name))
         slots = [_slot(self, value) for value in values]

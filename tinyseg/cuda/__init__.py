@@ -20,38 +20,54 @@ launches on, `gpu` that device through CuPy, `nvrtc` the compiler, `machine` wha
 `precision` how exactly tensor cores multiply.
 """
 
+import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from tinyseg.backend import Array
 from tinyseg.cuda import device
-from tinyseg.cuda.device import Memory, on
+from tinyseg.cuda.device import Graph, Memory, on
 from tinyseg.cuda.errors import CudaError, OutOfMemory
 from tinyseg.cuda.kernels import ALIGNMENT, KernelFile
 from tinyseg.cuda.precision import allow_tf32, tf32_is_allowed
 
 __all__ = [
     "CudaError",
+    "Graph",
     "KernelFile",
     "Memory",
     "OutOfMemory",
+    "address",
     "allow_tf32",
     "capability",
     "constant",
+    "constant_like",
     "contiguous",
     "empty",
+    "finish_uploads",
     "lanes",
     "memory",
     "on",
+    "on_gpu",
     "pack_width",
+    "place_like",
     "quads",
+    "record",
+    "start_upload",
     "tf32_is_allowed",
     "tile",
     "to_device",
     "to_host",
+    "write",
 ]
+
+
+def on_gpu(array: Any) -> bool:
+    """Whether an array is on a GPU."""
+    return hasattr(array, "__cuda_array_interface__")
 
 
 def to_device(array: np.ndarray) -> Array:
@@ -61,7 +77,54 @@ def to_device(array: np.ndarray) -> Array:
 
 def to_host(array: Array) -> np.ndarray:
     """A copy as a NumPy array, once all kernels that write to it are done. A NumPy array is returned as it is."""
-    return array if isinstance(array, np.ndarray) else device.current().download(array)
+    return device.current().download(array) if on_gpu(array) else array
+
+
+def place_like(array: np.ndarray, like: Array) -> Array:
+    """A NumPy array where `like` is: itself on the CPU, a copy on the GPU."""
+    return to_device(array) if on_gpu(like) else array
+
+
+def constant_like(array: np.ndarray, like: Array) -> Array:
+    """The same for a small table of numbers that stay as they are, in the type of `like`: see `constant`."""
+    array = array.astype(like.dtype, copy=False)
+    return constant(array) if on_gpu(like) else array
+
+
+def write(target: Array, source: Array) -> None:
+    """Overwrite an array, wherever it is, with one of its shape from there or from the host."""
+    if target.shape != source.shape:
+        raise ValueError(f"write: the arrays must have one shape, got {target.shape} and {source.shape}")
+    if on_gpu(target):
+        device.current().write(target, source)
+    else:
+        target[...] = source
+
+
+def start_upload(array: np.ndarray) -> Array:
+    """As `to_device`, but kernels may run meanwhile. The copy is there after the next `finish_uploads`."""
+    return device.current().start_upload(array)
+
+
+def finish_uploads() -> None:
+    """Kernels that are started from now on wait for everything that `start_upload` was given."""
+    device.current().finish_uploads()
+
+
+def record() -> contextlib.AbstractContextManager[Graph]:
+    """Record kernels instead of running them, to start them together again and again: a CUDA graph.
+
+        with cuda.record() as graph:
+            y, _ = ops.relu(x)
+        cuda.write(x, numbers)
+        graph.launch()                    # y is relu(numbers) now
+
+    Starting a kernel costs the host some microseconds, a graph of hundreds hardly more than one. The kernels work
+    on the arrays that they were recorded with, at their places: whatever differs from launch to launch has to be
+    written there. An array of the host that is copied to the GPU inside the block is a constant of the graph, and
+    nothing can be copied to the host. Run the same once before, so that the kernels are compiled.
+    """
+    return device.current().record()
 
 
 def capability() -> int:
@@ -92,6 +155,11 @@ def contiguous(array: Array) -> Array:
     return array.copy()
 
 
+def address(array: Array) -> int:
+    """Where an array begins in the GPU's memory, for tables of arrays that one launch works on."""
+    return device.current().address(array)
+
+
 def quads(count: int) -> int:
     """How many threads an element-wise kernel needs, four elements for each."""
     return -(-count // 4)
@@ -115,6 +183,8 @@ def tile(pixels: int, channels: int, threads: int = 256) -> tuple[int, tuple[int
 
 def constant(table: np.ndarray) -> Array:
     """A small table on the GPU. It is kept, so that the next call with the same numbers copies nothing."""
+    if device.current().is_recording:
+        return to_device(table)  # the graph keeps it as long as it needs it
     return _constant(device.current(), table.tobytes(), table.shape, table.dtype.str)
 
 

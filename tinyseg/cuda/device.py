@@ -25,9 +25,22 @@ class Memory(NamedTuple):
         return f"{used} GiB in arrays, {reserved} GiB reserved; {free} of {total} GiB free"
 
 
+class Graph(Protocol):
+    """Kernels that were recorded, to be started together again and again."""
+
+    def launch(self) -> None:
+        """Start them all, on the arrays that they were recorded with."""
+        ...
+
+
 class Device(Protocol):
     capability: int  # 90 is compute capability 9.0
     shared_limit: int  # bytes of shared memory that one block may have
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether kernels are recorded now instead of run."""
+        ...
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> Array:
         """A new array with anything in it."""
@@ -35,7 +48,19 @@ class Device(Protocol):
 
     def upload(self, array: np.ndarray) -> Array: ...
 
+    def start_upload(self, array: np.ndarray) -> Array:
+        """The same, but kernels may run meanwhile. It is there after the next `finish_uploads`."""
+        ...
+
+    def finish_uploads(self) -> None:
+        """Kernels that are started from now on wait for what `start_upload` was given."""
+        ...
+
     def download(self, array: Array) -> np.ndarray: ...
+
+    def write(self, target: Array, source: Array | np.ndarray) -> None:
+        """Overwrite an array of the device with another one, or with one of the host."""
+        ...
 
     def owns(self, array: Array) -> bool: ...
 
@@ -54,6 +79,10 @@ class Device(Protocol):
         values: Sequence[Array | np.generic | None],
     ) -> None:
         """Start a kernel with arrays (None: a null pointer) and scalars of exactly the types it takes."""
+        ...
+
+    def record(self) -> contextlib.AbstractContextManager[Graph]:
+        """Inside the block kernels are not run but recorded. Afterwards the graph is ready to be launched."""
         ...
 
     def memory(self) -> Memory: ...

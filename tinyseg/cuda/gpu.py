@@ -1,9 +1,11 @@
 """An NVIDIA GPU, through CuPy."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +34,9 @@ class Gpu:
         self.capability = int(cupy.cuda.Device().compute_capability)
         self.shared_limit: int = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
         self._functions: dict[tuple[int, str], Any] = {}
+        self._recorded: Recorded | None = None  # what is being recorded now
+        self._copies: Any = None  # the stream of uploads that run beside kernels
+        self._in_flight: deque = deque()  # (event, array of the host) of each of them
 
     # ------------------------------------------------------------------------------------------------- memory
 
@@ -39,10 +44,44 @@ class Gpu:
         return self._allocate(lambda: self.cupy.empty(tuple(shape), dtype))
 
     def upload(self, array: np.ndarray) -> Array:
+        if self._recorded is not None:
+            return self._recorded.constant(array)
         return self._allocate(lambda: self.cupy.asarray(array, order="C"))
 
+    def start_upload(self, array: np.ndarray) -> Array:
+        from cupyx import empty_pinned  # type: ignore[import-not-found]
+
+        while self._in_flight and self._in_flight[0][0].done:
+            self._in_flight.popleft()
+        pinned = empty_pinned(array.shape, array.dtype)  # type: ignore[arg-type]  # the only memory that is copied while the host goes on
+        pinned[...] = array
+        if self._copies is None:
+            self._copies = self.cupy.cuda.Stream(non_blocking=True)
+        # The new array may lie where kernels that were started before still read an old one.
+        self._copies.wait_event(self.cupy.cuda.get_current_stream().record())
+        with self._copies:
+            target = self.empty(array.shape, array.dtype)
+            target.set(pinned, stream=self._copies)  # type: ignore[attr-defined]
+            self._in_flight.append((self._copies.record(), pinned))
+        return target
+
+    def finish_uploads(self) -> None:
+        if self._in_flight:
+            self.cupy.cuda.get_current_stream().wait_event(self._in_flight[-1][0])
+
     def download(self, array: Array) -> np.ndarray:
+        if self._recorded is not None:
+            raise CudaError(
+                "a number of the GPU is needed on the host while kernels are recorded into a CUDA graph; run this "
+                "without a graph"
+            )
         return self.cupy.asnumpy(array)
+
+    def write(self, target: Array, source: Array | np.ndarray) -> None:
+        if isinstance(source, np.ndarray):
+            target.set(np.ascontiguousarray(source, target.dtype))  # type: ignore[attr-defined]
+        else:
+            target[...] = source
 
     def owns(self, array: Array) -> bool:
         return isinstance(array, self.cupy.ndarray) and array.device.id == self.number  # type: ignore[attr-defined]
@@ -54,6 +93,29 @@ class Gpu:
         pool = self.cupy.get_default_memory_pool()
         free, total = self.cupy.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.total_bytes(), free, total)
+
+    @property
+    def is_recording(self) -> bool:
+        return self._recorded is not None
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator["Recorded"]:
+        recorded = Recorded(self)
+        stream = self.cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be recorded
+        self.cupy.cuda.runtime.deviceSynchronize()
+        with stream, self.cupy.cuda.using_allocator(recorded.pool.malloc):
+            stream.begin_capture()
+            self._recorded = recorded
+            try:
+                yield recorded
+            except BaseException:
+                with contextlib.suppress(Exception):  # the recording is thrown away; what went wrong is raised
+                    stream.end_capture()
+                raise
+            finally:
+                self._recorded = None
+            recorded.graph = stream.end_capture()
+        recorded.fill_constants()
 
     def _allocate(self, make: Callable[[], Result]) -> Result:
         try:
@@ -125,6 +187,29 @@ class Gpu:
         except OSError:
             pass  # a folder that cannot be written to costs time, and nothing else
         return binary
+
+
+class Recorded:
+    """A CUDA graph, with the memory that its kernels work in: nobody else may be given any of it."""
+
+    def __init__(self, gpu: Gpu):
+        self.gpu = gpu
+        self.pool = gpu.cupy.cuda.MemoryPool()
+        self.graph: Any = None
+        self._constants: list[tuple[Array, np.ndarray]] = []
+
+    def constant(self, array: np.ndarray) -> Array:
+        """An array of the host that the kernels read. It is copied to the GPU once the recording is over."""
+        target = self.gpu.empty(array.shape, array.dtype)
+        self._constants.append((target, array.copy()))
+        return target
+
+    def fill_constants(self) -> None:
+        for target, array in self._constants:
+            self.gpu.write(target, array)
+
+    def launch(self) -> None:
+        self.graph.launch()
 
 
 def _cache_folder() -> Path:
