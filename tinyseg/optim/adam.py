@@ -15,13 +15,17 @@ Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019, algorit
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
-from tinyseg.optim.optimiser import Optimiser, Parameters, cast, check_range
+from tinyseg.optim.optimiser import Optimiser, Parameters, check_range
+from tinyseg.optim.rows import Rows
 from tinyseg.optim.schedules import Schedule
+
+_cuda = cuda.KernelFile(__file__, headers=("rows.cuh",))
 
 
 class Adam(Optimiser):
@@ -44,17 +48,20 @@ class Adam(Optimiser):
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, schedule=schedule)
         self.betas, self.eps = betas, eps
 
-    def _update(
-        self, p: Array, g: Array, kept: list[Array], *, lr: float, weight_decay: float, count: int
-    ) -> None:
+    def _numbers(self, lr: float, weight_decay: float, count: int) -> tuple[float, ...]:
         beta1, beta2 = self.betas
         rate = lr / (1 - beta1**count)
         root = 1 / math.sqrt(1 - beta2**count)
         coupled = 0.0 if self.decoupled else weight_decay
         shrink = 1 - lr * weight_decay if self.decoupled else 1.0
-        numbers = cast(p.dtype, rate, root, 1 - beta1, 1 - beta2, self.eps, coupled, shrink)
-        update = backend.choose(p, numpy=_update_reference, numba=_update_kernel)
-        update(p, g, *kept, *numbers)
+        return rate, root, 1 - beta1, 1 - beta2, self.eps, coupled, shrink
+
+    def _update(self, *arrays_and_numbers: Any) -> None:
+        update = backend.choose(arrays_and_numbers[0], numpy=_update_reference, numba=_update_kernel)
+        update(*arrays_and_numbers)
+
+    def _update_rows(self, rows: Rows, numbers: Array) -> None:
+        _cuda.launch("adam_update", rows.table, rows.count, numbers, blocks=rows.pieces)
 
 
 class AdamW(Adam):

@@ -15,11 +15,13 @@ state, so a resumed run goes on where the schedule was.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
+from tinyseg.optim.rows import Rows, rows
 from tinyseg.optim.schedules import Schedule, constant
 from tinyseg.tape import Tensor
 
@@ -27,8 +29,21 @@ Parameters = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 """Tensors, or groups: {"params": tensors, "lr_multiplier": 1.0, "weight_decay": the optimiser's own}."""
 
 
+class Due(NamedTuple):
+    """A parameter that the step under way changes, and the numbers of the formula."""
+
+    index: int
+    numbers: tuple[float, ...]
+
+
 class Optimiser:
-    """Base class. A subclass names the arrays it keeps for each parameter in `keeps` and writes `_update`."""
+    """Base class. A subclass names the arrays it keeps for each parameter in `keeps`, and writes its formula:
+    `_numbers`, `_update` for one parameter on the CPU, and `_update_rows` for all of them on a GPU.
+
+    A step has two parts, which `step` does one after the other: `advance` counts it and works out its learning
+    rates on the host, `apply` changes the parameters. A CUDA graph records `apply` alone; the numbers that
+    `advance` leaves on the GPU are then those of the next launch.
+    """
 
     keeps: tuple[str, ...] = ()
 
@@ -42,22 +57,41 @@ class Optimiser:
         self.groups = self._groups(parameters, weight_decay)
         self.parameters: list[Tensor] = [tensor for group in self.groups for tensor in group["params"]]
         self.updates = np.zeros(len(self.parameters), np.int64)  # how often each parameter was changed
-        self.kept = {
-            name: [np.zeros_like(tensor.data, order="C") for tensor in self.parameters] for name in self.keeps
-        }
+        self.kept = {name: [_zeros_like(tensor.data) for tensor in self.parameters] for name in self.keeps}
+        self._due: list[Due] = []
+        self._due_numbers: Array | None = None  # the same on the GPU, a row for each
 
     def step(self) -> None:
         """Change every parameter that has a gradient, in place. The others are skipped."""
+        self.advance()
+        self.apply()
+
+    def advance(self) -> None:
+        """Count a step, and work out the numbers with which `apply` changes the parameters with a gradient."""
         if all(tensor.grad is None for tensor in self.parameters):
             raise RuntimeError(f"{self.name}.step: no parameter has a gradient; call loss.backward() first")
-        lr = self.current_lr
-        index = 0
-        for group in self.groups:
-            for tensor in group["params"]:
-                if tensor.grad is not None:
-                    self._change(index, tensor, lr * group["lr_multiplier"], group["weight_decay"])
-                index += 1
+        lr, due = self.current_lr, []
+        groups = [group for group in self.groups for _ in group["params"]]
+        for index, (tensor, group) in enumerate(zip(self.parameters, groups, strict=True)):
+            if tensor.grad is not None:
+                self._check(index, tensor)
+                rate, count = lr * group["lr_multiplier"], int(self.updates[index]) + 1
+                due.append(Due(index, self._numbers(rate, group["weight_decay"], count)))
+        self._due = due
+        self.updates[[index for index, _ in due]] += 1
         self.steps += 1
+        if self._on_gpu():
+            self._send_numbers()
+
+    def apply(self) -> None:
+        """Change the parameters that were found by the last `advance`, by their gradients of now."""
+        if self._on_gpu():
+            table = rows([self._arrays(due.index) for due in self._due])
+            self._update_rows(table, self._due_numbers)
+            return
+        for due in self._due:
+            arrays = [np.ascontiguousarray(array).reshape(-1) for array in self._arrays(due.index)]
+            self._update(*arrays, *map(arrays[0].dtype.type, due.numbers))
 
     def zero_grad(self) -> None:
         """Forget all gradients: the next backward pass starts a new sum."""
@@ -69,11 +103,38 @@ class Optimiser:
         """The learning rate of the next step, before the groups' multipliers."""
         return self.lr * self.schedule(self.steps)
 
-    # ------------------------------------------------------------------------------------- one parameter's update
+    # ------------------------------------------------------------------------------ the formula, and its arrays
 
-    def _change(self, index: int, tensor: Tensor, lr: float, weight_decay: float) -> None:
-        gradient, kept = tensor.grad, [self.kept[name][index] for name in self.keeps]
-        assert gradient is not None
+    def _numbers(self, lr: float, weight_decay: float, count: int) -> tuple[float, ...]:
+        """The numbers of the formula, for a parameter that is changed for the `count`-th time, from 1."""
+        raise NotImplementedError
+
+    def _update(self, *arrays_and_numbers: Any) -> None:
+        """Change a parameter in place: given are it, its gradient and its kept arrays, flat, then the numbers."""
+        raise NotImplementedError
+
+    def _update_rows(self, rows: Rows, numbers: Array | None) -> None:
+        """The same for many parameters on a GPU. Their arrays are in `rows`, `numbers` has a row for each."""
+        raise NotImplementedError
+
+    def _arrays(self, index: int) -> list[Array]:
+        tensor = self.parameters[index]
+        assert tensor.grad is not None
+        return [tensor.data, tensor.grad, *(self.kept[name][index] for name in self.keeps)]
+
+    def _on_gpu(self) -> bool:
+        return cuda.on_gpu(self.parameters[0].data)
+
+    def _send_numbers(self) -> None:
+        numbers = np.array([due.numbers for due in self._due], self.parameters[0].data.dtype)
+        if self._due_numbers is None or self._due_numbers.shape != numbers.shape:
+            self._due_numbers = cuda.to_device(numbers)
+        else:  # to the same place, where a recorded `apply` reads them
+            cuda.write(self._due_numbers, numbers)
+
+    def _check(self, index: int, tensor: Tensor) -> None:
+        """Raises an error if the parameter, its gradient and its kept arrays do not go together."""
+        gradient, *kept = self._arrays(index)[1:]
         if gradient.shape != tensor.shape or any(array.shape != tensor.shape for array in kept):
             raise ValueError(
                 f"{self.name}.step: parameter {index} has shape {tensor.shape}, its gradient {gradient.shape}; "
@@ -84,28 +145,25 @@ class Optimiser:
                 f"{self.name}.step: parameter {index} is {tensor.data.dtype}, its gradient {gradient.dtype}; "
                 "convert the network with astype before the optimiser is made"
             )
+        if any(cuda.on_gpu(array) != self._on_gpu() for array in [tensor.data, gradient, *kept]):
+            raise TypeError(
+                f"{self.name}.step: parameter {index} is partly on the CPU and partly on a GPU; move the network "
+                "with to(device) before the optimiser is made"
+            )
         if not tensor.data.flags.c_contiguous:
-            tensor.data = np.ascontiguousarray(tensor.data)  # the flat view below must be a view
-        self.updates[index] += 1
-        p, g, *kept = (np.ascontiguousarray(array).reshape(-1) for array in (tensor.data, gradient, *kept))
-        self._update(p, g, kept, lr=lr, weight_decay=weight_decay, count=int(self.updates[index]))
-
-    def _update(
-        self, p: Array, g: Array, kept: list[Array], *, lr: float, weight_decay: float, count: int
-    ) -> None:
-        """Change parameter p and its kept arrays in place: flat arrays. `count` is 1 at the first update."""
-        raise NotImplementedError
+            tensor.data = tensor.data.copy(order="C")  # it is changed in place through a flat view
 
     # --------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of everything that the steps so far have left behind: a flat dict of arrays.
+        """Copies of everything that the steps so far have left behind: a flat dict of NumPy arrays.
 
         Kept arrays are named "velocity.0", "velocity.1", ... in the order of the parameters.
         """
         state = {"lr": np.array(self.lr), "steps": np.array(self.steps), "updates": self.updates.copy()}
         for name in self.keeps:
-            state |= {f"{name}.{index}": array.copy() for index, array in enumerate(self.kept[name])}
+            for index, array in enumerate(self.kept[name]):
+                state[f"{name}.{index}"] = np.array(cuda.to_host(array))
         return state
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
@@ -127,7 +185,7 @@ class Optimiser:
         self.updates = np.array(state["updates"], np.int64)
         for name in self.keeps:
             for index, array in enumerate(self.kept[name]):
-                array[...] = state[f"{name}.{index}"]
+                cuda.write(array, np.asarray(state[f"{name}.{index}"]))
 
     # --------------------------------------------------------------------------------------------------- groups
 
@@ -170,9 +228,8 @@ class Optimiser:
             raise ValueError(f"{self.name}: a parameter is listed twice; each belongs to one group only")
 
 
-def cast(dtype: np.dtype, *numbers: float) -> list[Any]:
-    """The numbers in the type of the arrays, so that a kernel computes in that type."""
-    return [dtype.type(number) for number in numbers]
+def _zeros_like(array: Array) -> Array:
+    return cuda.place_like(np.zeros(array.shape, array.dtype), array)
 
 
 def check_range(optimiser: str, low: float, high: float, **values: float) -> None:

@@ -12,13 +12,17 @@ Source: Tieleman & Hinton, "Lecture 6.5: rmsprop", Coursera, Neural networks for
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
-from tinyseg.optim.optimiser import Optimiser, Parameters, cast, check_range
+from tinyseg.optim.optimiser import Optimiser, Parameters, check_range
+from tinyseg.optim.rows import Rows
 from tinyseg.optim.schedules import Schedule
+
+_cuda = cuda.KernelFile(__file__, headers=("rows.cuh",))
 
 
 class RMSprop(Optimiser):
@@ -40,12 +44,15 @@ class RMSprop(Optimiser):
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, schedule=schedule)
         self.alpha, self.eps, self.momentum = alpha, eps, momentum
 
-    def _update(
-        self, p: Array, g: Array, kept: list[Array], *, lr: float, weight_decay: float, count: int
-    ) -> None:
-        numbers = cast(p.dtype, lr, 1 - self.alpha, self.eps, self.momentum, weight_decay)
-        update = backend.choose(p, numpy=_update_reference, numba=_update_kernel)
-        update(p, g, *kept, *numbers)
+    def _numbers(self, lr: float, weight_decay: float, count: int) -> tuple[float, ...]:
+        return lr, 1 - self.alpha, self.eps, self.momentum, weight_decay
+
+    def _update(self, *arrays_and_numbers: Any) -> None:
+        update = backend.choose(arrays_and_numbers[0], numpy=_update_reference, numba=_update_kernel)
+        update(*arrays_and_numbers)
+
+    def _update_rows(self, rows: Rows, numbers: Array) -> None:
+        _cuda.launch("rmsprop_update", rows.table, rows.count, numbers, blocks=rows.pieces)
 
 
 def _update_reference(p, g, s, v, lr, new, eps, momentum, decay):

@@ -12,10 +12,15 @@ Sources: Polyak, "Some methods of speeding up the convergence of iteration metho
 Dahl & Hinton, "On the importance of initialization and momentum in deep learning", ICML 2013, eq. 1 to 4.
 """
 
-from tinyseg import backend
+from typing import Any
+
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
-from tinyseg.optim.optimiser import Optimiser, Parameters, cast, check_range
+from tinyseg.optim.optimiser import Optimiser, Parameters, check_range
+from tinyseg.optim.rows import Rows
 from tinyseg.optim.schedules import Schedule
+
+_cuda = cuda.KernelFile(__file__, headers=("rows.cuh",))
 
 
 class SGD(Optimiser):
@@ -37,12 +42,15 @@ class SGD(Optimiser):
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, schedule=schedule)
         self.momentum, self.nesterov = momentum, nesterov
 
-    def _update(
-        self, p: Array, g: Array, kept: list[Array], *, lr: float, weight_decay: float, count: int
-    ) -> None:
-        numbers = cast(p.dtype, lr, self.momentum, weight_decay)
-        update = backend.choose(p, numpy=_update_reference, numba=_update_kernel)
-        update(p, g, *kept, *numbers, self.nesterov)
+    def _numbers(self, lr: float, weight_decay: float, count: int) -> tuple[float, ...]:
+        return lr, self.momentum, weight_decay, self.nesterov
+
+    def _update(self, *arrays_and_numbers: Any) -> None:
+        update = backend.choose(arrays_and_numbers[0], numpy=_update_reference, numba=_update_kernel)
+        update(*arrays_and_numbers)
+
+    def _update_rows(self, rows: Rows, numbers: Array) -> None:
+        _cuda.launch("sgd_update", rows.table, rows.count, numbers, blocks=rows.pieces)
 
 
 def _update_reference(p, g, v, lr, momentum, decay, nesterov):
