@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
+from tinyseg.ops import arithmetic
 
 _recording: ContextVar[bool] = ContextVar("tinyseg_recording", default=True)
 
@@ -70,7 +72,7 @@ class Tensor:
                     f"backward: a tensor of shape {self.shape} needs an upstream gradient dy of that shape; "
                     "without dy only a single number, for instance a loss, can be differentiated"
                 )
-            dy = np.ones_like(self.data)
+            dy = cuda.constant_like(np.ones(self.shape), self.data)
         if dy.shape != self.shape:
             raise ValueError(f"backward: dy has shape {dy.shape}, the tensor has shape {self.shape}")
 
@@ -80,7 +82,7 @@ class Tensor:
             tensor = order.pop()
             gradient = gradients.pop(id(tensor))
             if tensor.is_leaf:
-                tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+                tensor.grad = gradient if tensor.grad is None else _sum(tensor.grad, gradient)
                 continue
             if tensor.pullback is None:
                 raise RuntimeError("backward: this part of the tape was already used; run the forward pass again")
@@ -90,7 +92,12 @@ class Tensor:
             for parent, contribution in zip(parents, contributions, strict=True):
                 if parent is not None and parent.requires_grad:
                     known = gradients.get(id(parent))
-                    gradients[id(parent)] = contribution if known is None else known + contribution
+                    gradients[id(parent)] = contribution if known is None else _sum(known, contribution)
+
+
+def _sum(a: Array, b: Array) -> Array:
+    """A new array: either of the two may belong to others."""
+    return arithmetic.add(a, b)[0] if cuda.on_gpu(a) else a + b
 
 
 def apply(op: Callable, op_backward: Callable, *inputs: Tensor | Array | None, **options: Any) -> Tensor:

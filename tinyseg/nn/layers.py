@@ -13,6 +13,8 @@ from tinyseg.nn import init
 from tinyseg.nn.init import Fans, Initialiser, Random, Shape
 from tinyseg.nn.module import Buffer, Module, Parameter
 from tinyseg.ops import geometry
+from tinyseg.ops.batch_norm import move_average
+from tinyseg.ops.dropout import next_offset
 from tinyseg.ops.geometry import PaddingLike, Pair
 from tinyseg.tape import Tensor
 
@@ -200,13 +202,10 @@ class BatchNorm2d(Module):
             return functional.batch_norm(x, self.weight, self.bias, **options)[0]
         y, mean, var = functional.batch_norm(x, self.weight, self.bias, **options)
         count = y.data.size // y.shape[-1]
-        self._move(self.running_mean, mean)
-        self._move(self.running_var, var * (count / max(count - 1, 1)))
+        move_average(self.running_mean.data, mean, momentum=self.momentum)
+        unbiased = count / max(count - 1, 1)
+        move_average(self.running_var.data, var, momentum=self.momentum, factor=unbiased)
         return y
-
-    def _move(self, running: Buffer, batch: np.ndarray) -> None:
-        moved = (1 - self.momentum) * running.data + self.momentum * batch
-        running.data = moved.astype(running.data.dtype)
 
     def describe(self) -> str:
         return f"{self.weight.shape[0]}" + (", relu" if self.relu else "") + (", frozen" if self.frozen else "")
@@ -388,15 +387,14 @@ class Dropout(Module):
                 "Dropout draws random masks: pass rng=np.random.default_rng(seed) to the layer or model"
             )
         self.rate, self.channels = rate, channels
-        self.seed = Buffer(np.array(rng.integers(2**63), np.int64))
+        self.seed = Buffer(np.array(rng.integers(2**63), np.int64), on_host=True)
         self.calls = Buffer(np.array(0, np.int64))
 
     def forward(self, x: Input) -> Input:
         if not self.training or self.rate == 0:
             return x
-        seed, call = int(self.seed.data), int(self.calls.data)
-        self.calls.data = self.calls.data + 1
-        return functional.dropout(x, rate=self.rate, seed=seed, offset=call, channels=self.channels)
+        draw = {"seed": int(self.seed.data), "offset": next_offset(self.calls.data)}
+        return functional.dropout(x, rate=self.rate, channels=self.channels, **draw)
 
     def describe(self) -> str:
         return f"{self.rate}" + (", whole channels" if self.channels else "")

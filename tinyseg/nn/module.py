@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.tape import Tensor
 
@@ -30,10 +31,14 @@ class Parameter(Tensor):
 
 
 class Buffer:
-    """An array that belongs to a module's state but is not learned, for instance a running mean."""
+    """An array that belongs to a module's state but is not learned, for instance a running mean.
 
-    def __init__(self, data: Array):
+    on_host  it stays on the CPU where the module moves to a GPU: a number that Python code reads
+    """
+
+    def __init__(self, data: Array, on_host: bool = False):
         self.data = data
+        self.on_host = on_host
 
     def __repr__(self) -> str:
         return f"Buffer(shape={self.data.shape}, dtype={self.data.dtype})"
@@ -117,8 +122,8 @@ class Module:
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters and buffers by name, parameters first."""
-        return {name: value.data.copy() for name, value in self._named_state().items()}
+        """Copies of all parameters and buffers by name, parameters first: NumPy arrays, wherever the module is."""
+        return {name: np.array(cuda.to_host(value.data)) for name, value in self._named_state().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set all parameters and buffers. Every name must be there, with its shape; the type is converted.
@@ -141,7 +146,7 @@ class Module:
                 f"other settings; {len(problems)} of its names do not fit:\n  " + "\n  ".join(problems)
             )
         for name, value in own.items():
-            value.data = np.array(state[name], dtype=value.data.dtype, order="C")
+            value.data = cuda.place_like(np.array(state[name], dtype=value.data.dtype, order="C"), value.data)
 
     def astype(self, dtype: Any) -> "Module":
         """Convert floating-point parameters and buffers, for instance to float64 for a gradient check."""
@@ -151,6 +156,23 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
         return self
+
+    def to(self, device: str) -> "Module":
+        """Move parameters and buffers to the "cpu", or to the GPU, "cuda". Optimisers are made afterwards."""
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"to: unknown device {device!r}; choose 'cpu' or 'cuda'")
+        move = cuda.to_device if device == "cuda" else cuda.to_host
+        for value in self._named_state().values():
+            if cuda.on_gpu(value.data) != (device == "cuda") and not (isinstance(value, Buffer) and value.on_host):
+                value.data = move(value.data)
+        for parameter in self.parameters():
+            parameter.grad = None
+        return self
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the parameters are on a GPU."""
+        return any(cuda.on_gpu(parameter.data) for parameter in self.parameters())
 
     # ----------------------------------------------------------------------------------------------- the mode
 

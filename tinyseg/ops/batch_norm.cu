@@ -40,3 +40,10 @@ KERNEL(256, 4) void batch_norm_gradients(const double *total, const double *prod
     b[c] = scalar(-factor * inverse * mean_gn);
     d[c] = scalar(-factor * mean_g);
 }
+
+// Running averages of a layer: (1 - momentum) * running + momentum * factor * batch.
+KERNEL(256, 4) void batch_norm_move(scalar *running, const scalar *batch, scalar momentum, scalar factor, int n) {
+    int c = thread_number();
+    if (c < n)
+        running[c] = (1 - momentum) * running[c] + momentum * (batch[c] * factor);
+}

@@ -215,3 +215,15 @@ def batch_norm_backward(
     checks.upstream("batch_norm_backward", dy, cache.x.shape, cache.x.dtype)
     backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_numba, cuda=_backward_cuda)
     return tuple(backward(dy, cache, need))
+
+
+def move_average(running: Array, batch: Array, *, momentum: float, factor: float = 1.0) -> None:
+    """Move a running average (C,) towards a batch's:  running <- (1 - momentum) running + momentum factor batch.
+
+    It is changed in place: a recorded CUDA graph goes on moving it.
+    """
+    checks.shape("move_average", "batch", batch, running.shape, "as the running average")
+    if cuda.on_gpu(running):
+        _cuda.launch("batch_norm_move", running, batch, momentum, factor, running.size, threads=running.size)
+    else:
+        running[...] = (1 - momentum) * running + momentum * (batch * factor)

@@ -26,7 +26,7 @@ convolutional networks", CVPR 2015, section 3.2 (channels); Salmon, Moraes, Dror
 as easy as 1, 2, 3", SC 2011, section 3.3 (Philox).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Draw(NamedTuple):
 
     rate: float
     seed: int
-    offset: int
+    offset: Any  # an integer, or one on the GPU
     channels: bool
 
 
@@ -132,7 +132,10 @@ _cuda = cuda.KernelFile(__file__, headers=["philox.cuh"])
 def _apply_cuda(x: Array, draw: Draw) -> Array:
     x = cuda.contiguous(x)
     y = cuda.empty(x.shape, x.dtype)
-    numbers = (draw.seed, draw.offset, _threshold(draw.rate), 1 / (1 - draw.rate))
+    offset = draw.offset
+    if not cuda.on_gpu(offset):
+        offset = cuda.constant(np.array(offset, np.uint64))
+    numbers = (draw.seed, offset, _threshold(draw.rate), 1 / (1 - draw.rate))
     if draw.channels:
         in_image = x.size // x.shape[0]
         _cuda.launch("dropout_channels", x, y, x.size, in_image, x.shape[-1], *numbers, threads=x.size)
@@ -145,12 +148,12 @@ def _apply_cuda(x: Array, draw: Draw) -> Array:
 
 
 def dropout(
-    x: Array, *, rate: float, seed: int, offset: int = 0, channels: bool = False
+    x: Array, *, rate: float, seed: int, offset: int | Array = 0, channels: bool = False
 ) -> tuple[Array, DropoutCache]:
     """Drop the share `rate` of the elements of x, any shape; or of its channels, (N, .., C).
 
     seed, offset: integers from 0 to 2^64 - 1. Each pair gives a mask of its own, always the same. A network
-    takes one seed for each of its dropout layers, and counts the steps in offset.
+    takes one seed for each of its dropout layers, and counts the steps in offset (see `next_offset`).
 
     >>> dropout(np.arange(1.0, 9.0), rate=0.5, seed=7)[0]
     array([ 2.,  4.,  0.,  0.,  0., 12.,  0., 16.])
@@ -158,12 +161,13 @@ def dropout(
     checks.floating("dropout", x=x)
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: rate must be at least 0 and less than 1, got {rate}")
-    for name, number in (("seed", seed), ("offset", offset)):
+    drawn_on_gpu = cuda.on_gpu(offset)  # by next_offset
+    for name, number in (("seed", seed), ("offset", 0 if drawn_on_gpu else offset)):
         if not (hasattr(number, "__index__") and 0 <= number < 2**64):
             raise ValueError(f"dropout: {name} must be an integer from 0 to 2^64 - 1, got {number!r}")
     if channels and x.ndim < 2:
         raise ValueError(f"dropout: with channels=True x must have the axes (N, .., C), got shape {x.shape}")
-    draw = Draw(float(rate), int(seed), int(offset), channels)
+    draw = Draw(float(rate), int(seed), offset if drawn_on_gpu else int(offset), channels)
     apply = backend.choose(x, numpy=_apply_reference, numba=_apply_numba, cuda=_apply_cuda)
     return apply(x, draw), DropoutCache(x.shape, x.dtype, draw)
 
@@ -173,3 +177,17 @@ def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
     checks.upstream("dropout_backward", dy, cache.shape, cache.dtype)
     apply = backend.choose(dy, numpy=_apply_reference, numba=_apply_numba, cuda=_apply_cuda)
     return apply(dy, cache.draw)
+
+
+def next_offset(calls: Array) -> int | Array:
+    """The number of this call, for `dropout`: that in `calls`, int64 (), which goes up by one in place.
+
+    Of a counter on a GPU the number stays there: a recorded CUDA graph draws a new mask at each launch.
+    """
+    if cuda.on_gpu(calls):
+        offset = cuda.empty((), np.dtype(np.uint64))
+        _cuda.launch("dropout_next", calls, offset, blocks=1)
+        return offset
+    offset = int(calls)
+    calls[...] = offset + 1
+    return offset
