@@ -29,7 +29,7 @@ from tinyseg.backend import Array
 from tinyseg.ops.conv2d import gather
 from tinyseg.ops.geometry import Window
 
-_cuda = cuda.KernelFile(__file__, headers=["taps.cuh"], WIDTH=(4, 1))
+_cuda = cuda.KernelFile(__file__, headers=["taps.cuh", "tiles.cuh"], WIDTH=(4, 1))
 
 
 def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:

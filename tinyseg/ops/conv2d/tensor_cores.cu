@@ -6,7 +6,7 @@
 // matrix by 8 x 8 of the right one, and adds to a fragment. Three slices are in shared memory at the same time:
 // while one is multiplied, the next two are on their way, without passing through registers.
 
-constexpr int ROWS = 128, COLUMNS = 64, DEPTH = 32, STAGES = 3, THREADS = 128;
+constexpr int DEPTH = 32, STAGES = 3;
 constexpr int LEFT = ROWS * DEPTH, SLICE = LEFT + DEPTH * COLUMNS;  // floats
 
 // Memory comes in 32 banks of 4 bytes, and 32 lanes are served at once if their banks differ. So runs of four
@@ -52,10 +52,24 @@ DEVICE int row_of_lane() { return threadIdx.x / 64 * 64 + threadIdx.x % 32 / 4 +
 
 DEVICE int column_of_lane() { return threadIdx.x / 32 % 2 * 32 + threadIdx.x % 4 / 2 * 4; }
 
-struct Pixel {
-    int64 offset;  // of its first channel in the source, when tap offsets are 0
-    int h, v;
-};
+// The sum of the products of all slices. copy_slice(number) starts the copies of one of them.
+template <bool TURNED, typename CopySlice>
+DEVICE void multiply_slices(const float *slices, int count, CopySlice copy_slice, Fragments<4, 4> &sums) {
+    for (int slice = 0; slice < STAGES - 1; ++slice) {
+        if (slice < count)
+            copy_slice(slice);
+        close_copies();
+    }
+    for (int slice = 0; slice < count; ++slice) {
+        wait_copies<STAGES - 2>();
+        SYNC();  // the slice is there, and all are done with the one before: it makes room for another
+        if (slice + STAGES - 1 < count)
+            copy_slice(slice + STAGES - 1);
+        close_copies();
+        const float *here = slices + slice % STAGES * SLICE;
+        multiply<TURNED>(here, here + LEFT, sums);
+    }
+}
 
 // The kernel of the same name in implicit_gemm.cu, with the same arguments and the same numbering of blocks.
 // Groups have a multiple of 4 channels on both sides.
@@ -70,98 +84,49 @@ KERNEL(128, 2) void gather_product(
     Axis vertical = {source_height, out_height, tap_rows, row_step, row_stride, row_origin, row_spread};
     Axis horizontal = {source_width,  out_width,     tap_columns,  column_step,
                        column_stride, column_origin, column_spread};
-    int channel_tiles = (out_group + COLUMNS - 1) / COLUMNS;
-    int phases = phases_of(vertical) * phases_of(horizontal);
-    int phase = blockIdx.x / channel_tiles % phases;
-    int row_phase = phase / phases_of(horizontal), column_phase = phase % phases_of(horizontal);
-    int grid_height = count_of_phase(vertical, row_phase), grid_width = count_of_phase(horizontal, column_phase);
-    int pixels = images * grid_height * grid_width;
-    int first_pixel = blockIdx.x / channel_tiles / phases * ROWS;
-    int first_channel = blockIdx.x % channel_tiles * COLUMNS, group = blockIdx.y;
-    int in_channels = in_group * gridDim.y, out_channels = out_group * gridDim.y;
-    if (first_pixel >= pixels)
-        return;  // the whole block: other phases have more pixels
-    Taps down = taps_of_phase(vertical, row_phase), across = taps_of_phase(horizontal, column_phase);
-    Counter from = counter_at(first_pixel, grid_height, grid_width);
-    Counter to = counter_at(min(first_pixel + ROWS, pixels) - 1, grid_height, grid_width);
-    bool one_image = from.high == to.high;
-    leave_out_padding(down, one_image ? from.middle * row_step : 0,
-                      (one_image ? to.middle : grid_height - 1) * row_step, source_height);
-    leave_out_padding(across, 0, (grid_width - 1) * column_step, source_width);
-    int length = down.count * across.count * in_group, count = (length + DEPTH - 1) / DEPTH;
-    int side_taps = max(across.count, 1);
-
-    int pixel = first_pixel + threadIdx.x;
-    Counter at = counter_at(pixel, grid_height, grid_width);
-    int row = at.middle * row_step, column = at.low * column_step;
-    int64 offset = (int64(at.high) * source_height + row) * source_width + column;
-    if (pixel >= pixels)
-        row = -(1 << 30);  // outside of every image
-    pixel_of_row[threadIdx.x] = {offset * in_channels + group * in_group, row, column};
+    Gather gather = gather_of_block(vertical, horizontal, images, in_group, out_group);
+    if (gather.first_pixel >= gather.pixels)
+        return;  // the whole block
+    int count = (length_of_sum(gather) + DEPTH - 1) / DEPTH;
+    pixel_of_row[threadIdx.x] = source_pixel(gather, threadIdx.x);
     SYNC();
 
     // Of each left slice a thread copies the same run of four in eight rows, 16 apart; of each right slice the
     // same run in four rows, 8 apart.
     int left_row = threadIdx.x / 8, left_run = threadIdx.x % 8;
     int right_row = threadIdx.x / 16, right_run = threadIdx.x % 16;
-    Counter left = counter_at(4 * left_run, side_taps, in_group);  // tap row, tap column, channel
-    Counter right = counter_at(right_row, side_taps, in_group);
+    Counter left = place_in_sum(gather, 4 * left_run), right = place_in_sum(gather, right_row);
     int left_place = left_row * DEPTH + (left_run ^ left_row % 8) * 4;
     int right_place = LEFT + right_row * COLUMNS + (right_run ^ right_row % 4 * 2) * 4;
-    bool has_columns = first_channel + 4 * right_run < out_group;
-    int right_column = group * out_group + first_channel + 4 * right_run;
-    auto copy_slice = [&](int stage) {
-        float *slice = slices + stage * SLICE;
-        int row_offset = offset_of(down, left.high), column_offset = offset_of(across, left.middle);
-        int64 tap_offset = (int64(row_offset) * source_width + column_offset) * in_channels + left.low;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            Pixel pixel = pixel_of_row[left_row + 16 * i];
-            int h = pixel.h + row_offset, v = pixel.v + column_offset;
-            bool inside = left.high < down.count && h >= 0 && h < source_height && v >= 0 && v < source_width;
-            copy_async<16>(slice + left_place + 16 * i * DEPTH, source + pixel.offset + tap_offset, inside);
-        }
-        advance(left, DEPTH, side_taps, in_group);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            int tap = tap_of(down, right.high) * tap_columns + tap_of(across, right.middle);
-            const float *row = weights + (int64(tap) * in_group + right.low) * out_channels;
-            copy_async<16>(slice + right_place + 8 * i * COLUMNS, row + right_column,
-                           has_columns && right.high < down.count);
-            advance(right, 8, side_taps, in_group);
-        }
+    int right_column = gather.first_channel + 4 * right_run;
+    auto copy_slice = [&](int number) {
+        float *slice = slices + number % STAGES * SLICE;
+        auto copy_left = [&](int pass, int64 offset, bool inside) {
+            copy_async<16>(slice + left_place + pass * 16 * DEPTH, source + offset, inside);
+        };
+        auto copy_right = [&](int pass, int64 offset, bool inside) {
+            copy_async<16>(slice + right_place + pass * 8 * COLUMNS, weights + offset + right_column,
+                           inside && right_column < out_group);
+        };
+        fill_with_patches<8, 16>(gather, pixel_of_row, left_row, left, copy_left);
+        move_on(gather, left, DEPTH);
+        fill_with_weights<4, 8>(gather, right, copy_right);
     };
-
-    for (int slice = 0; slice < STAGES - 1; ++slice) {
-        if (slice < count)
-            copy_slice(slice);
-        close_copies();
-    }
     Fragments<4, 4> sums = {};
-    for (int slice = 0; slice < count; ++slice) {
-        wait_copies<STAGES - 2>();
-        SYNC();  // the slice is there, and all are done with the one before: it makes room for another
-        if (slice + STAGES - 1 < count)
-            copy_slice((slice + STAGES - 1) % STAGES);
-        close_copies();
-        const float *here = slices + slice % STAGES * SLICE;
-        multiply<false>(here, here + LEFT, sums);
-    }
+    multiply_slices<false>(slices, count, copy_slice, sums);
 
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        int pixel = first_pixel + row_of_lane() + 16 * i;
-        Counter at = counter_at(pixel, grid_height, grid_width);
-        int h = row_phase + at.middle * row_stride, v = column_phase + at.low * column_stride;
-        int64 offset = ((int64(at.high) * out_height + h) * out_width + v) * out_channels + group * out_group;
+        int row = row_of_lane() + 16 * i;
+        int64 offset = out_offset(gather, row);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            int channel = first_channel + column_of_lane() + 8 * j;
+            int channel = gather.first_channel + column_of_lane() + 8 * j;
             pack<4> values = four_in_a_row(sums.v[i][j]);
-            if (pixel >= pixels || channel >= out_group)
+            if (gather.first_pixel + row >= gather.pixels || channel >= out_group)
                 continue;
             if (bias) {
-                pack<4> added = load<4>(bias + group * out_group + channel);
+                pack<4> added = load<4>(bias + gather.group * out_group + channel);
 #pragma unroll
                 for (int n = 0; n < 4; ++n)
                     values.v[n] += added.v[n];
@@ -177,73 +142,45 @@ KERNEL(128, 2) void weight_gradient(
     int height, int out_height, int tap_rows, int row_step, int row_origin, int row_spread,
     int width, int out_width, int tap_columns, int column_step, int column_origin, int column_spread) {
     DYNAMIC_SHARED(float, slices);
-    int length = tap_rows * tap_columns * in_group, row_tiles = (length + ROWS - 1) / ROWS;
-    int first_row = blockIdx.x % row_tiles * ROWS, part = blockIdx.x / row_tiles;
-    int first_channel = blockIdx.y * COLUMNS, group = blockIdx.z;
-    int in_channels = in_group * gridDim.z, out_channels = out_group * gridDim.z;
-    int first_pixel = part * part_pixels;
-    int last_pixel = min(first_pixel + part_pixels, images * out_height * out_width);
-    int count = (last_pixel - first_pixel + DEPTH - 1) / DEPTH;
+    Axis vertical = {height, out_height, tap_rows, row_step, 1, row_origin, row_spread};
+    Axis horizontal = {width, out_width, tap_columns, column_step, 1, column_origin, column_spread};
+    Correlation block = correlation_of_block(vertical, horizontal, images, in_group, out_group, part_pixels);
+    int count = (block.last_pixel - block.first_pixel + DEPTH - 1) / DEPTH;
 
     // Of each left slice a thread copies the same run of four rows (tap, c) of the tile for eight pixels, 4 apart;
     // of each right slice the same run of four channels for four pixels, 8 apart.
     int left_pixel = threadIdx.x / 32, left_run = threadIdx.x % 32;
     int right_pixel = threadIdx.x / 16, right_run = threadIdx.x % 16;
-    Counter tap = counter_at(first_row + 4 * left_run, tap_columns, in_group);  // tap row, tap column, channel
-    int row_offset = row_origin + tap.high * row_spread;
-    int column_offset = column_origin + tap.middle * column_spread;
+    Counter tap = counter_at(block.first_row + 4 * left_run, tap_columns, in_group);  // tap row, column, channel
+    Counter left = pixel_at(block, block.first_pixel + left_pixel);
     int left_place = left_pixel * ROWS + (left_run ^ left_pixel * 2) * 4;
     int right_place = LEFT + right_pixel * COLUMNS + (right_run ^ right_pixel % 4 * 2) * 4;
-    bool has_columns = first_channel + 4 * right_run < out_group;
-    const float *x_channel = x + group * in_group + tap.low;
-    const float *dy_channel = dy + group * out_group + first_channel + 4 * right_run;
-    Counter left = counter_at(first_pixel + left_pixel, out_height, out_width);
+    int right_column = block.first_channel + 4 * right_run;
     auto copy_slice = [&](int number) {
         float *slice = slices + number % STAGES * SLICE;
-        int first = first_pixel + number * DEPTH;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            int h = left.middle * row_step + row_offset, v = left.low * column_step + column_offset;
-            int64 offset = (int64(left.high) * height + h) * width + v;
-            bool inside = h >= 0 && h < height && v >= 0 && v < width && tap.high < tap_rows;
-            copy_async<16>(slice + left_place + 4 * i * ROWS, x_channel + offset * in_channels,
-                           inside && first + left_pixel + 4 * i < last_pixel);
-            advance(left, 4, out_height, out_width);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            int pixel = first + right_pixel + 8 * i;
-            copy_async<16>(slice + right_place + 8 * i * COLUMNS, dy_channel + int64(pixel) * out_channels,
-                           has_columns && pixel < last_pixel);
-        }
+        int first = block.first_pixel + number * DEPTH;
+        auto copy_left = [&](int pass, int64 offset, bool inside) {
+            copy_async<16>(slice + left_place + pass * 4 * ROWS, x + offset, inside);
+        };
+        auto copy_right = [&](int pass, int64 offset, bool inside) {
+            copy_async<16>(slice + right_place + pass * 8 * COLUMNS, dy + offset + right_column,
+                           inside && right_column < out_group);
+        };
+        fill_with_turned_patches<8, 4>(block, tap, first + left_pixel, left, copy_left);
+        fill_with_upstream<4, 8>(block, first + right_pixel, copy_right);
     };
-
-    for (int slice = 0; slice < STAGES - 1; ++slice) {
-        if (slice < count)
-            copy_slice(slice);
-        close_copies();
-    }
     Fragments<4, 4> sums = {};
-    for (int slice = 0; slice < count; ++slice) {
-        wait_copies<STAGES - 2>();
-        SYNC();
-        if (slice + STAGES - 1 < count)
-            copy_slice(slice + STAGES - 1);
-        close_copies();
-        const float *here = slices + slice % STAGES * SLICE;
-        multiply<true>(here, here + LEFT, sums);
-    }
+    multiply_slices<true>(slices, count, copy_slice, sums);
 
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        int row = first_row + row_of_lane() + 16 * i;
-        int64 offset = (int64(part) * length + row) * out_channels + group * out_group;
+        int row = row_of_lane() + 16 * i;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            int channel = first_channel + column_of_lane() + 8 * j;
+            int channel = block.first_channel + column_of_lane() + 8 * j;
             pack<4> values = four_in_a_row(sums.v[i][j]);
-            if (row < length && channel < out_group)
-                store<4>(partial + offset + channel, values);
+            if (block.first_row + row < block.rows && channel < out_group)
+                store<4>(partial + partial_offset(block, row) + channel, values);
         }
     }
 }
