@@ -4,47 +4,42 @@
 KERNEL(256, 4) void avg_pool_forward(const scalar *x, const int *rows, const int *columns, int pixels, int C, int width,
                                      int H, int W, int P, int Q, int R, int S, int down, int right, int top, int left,
                                      scalar *y) {
-    Spot spot = spot_of_thread(width);
-    int c = spot.channel * WIDTH;
-    if (spot.pixel >= pixels || c >= C)
+    Place here = place_of_thread(pixels, C, width, P, Q, WIDTH);
+    if (!here.inside)
         return;
-    int q = spot.pixel % Q, p = spot.pixel / Q % P, n = spot.pixel / Q / P;
-    int h0 = p * down - top, w0 = q * right - left;
+    int h0 = here.row * down - top, w0 = here.column * right - left;
     double total[WIDTH] = {};
     for (int h = max(0, h0); h < min(H, h0 + R); ++h)
         for (int w = max(0, w0); w < min(W, w0 + S); ++w) {
-            pack<WIDTH> cell = load<WIDTH>(x + ((int64(n) * H + h) * W + w) * C + c);
+            pack<WIDTH> cell = load<WIDTH>(x + ((int64(here.n) * H + h) * W + w) * C + here.c);
             for (int k = 0; k < WIDTH; ++k)
                 total[k] += cell.v[k];
         }
-    double share = 1.0 / (double(rows[p]) * columns[q]);
+    double share = 1.0 / (double(rows[here.row]) * columns[here.column]);
     pack<WIDTH> mean;
     for (int k = 0; k < WIDTH; ++k)
         mean.v[k] = scalar(total[k] * share);
-    store<WIDTH>(y + int64(spot.pixel) * C + c, mean);
+    store<WIDTH>(y + here.at, mean);
 }
 
-// Each cell of the image asks the windows that cover it, those with p * down <= h + top < p * down + R.
+// Each cell of the image asks the windows that hold it.
 KERNEL(256, 4) void avg_pool_backward(const scalar *dy, const int *rows, const int *columns, int pixels, int C,
                                       int width, int H, int W, int P, int Q, int R, int S, int down, int right, int top,
                                       int left, scalar *dx) {
-    Spot spot = spot_of_thread(width);
-    int c = spot.channel * WIDTH;
-    if (spot.pixel >= pixels || c >= C)
+    Place here = place_of_thread(pixels, C, width, H, W, WIDTH);
+    if (!here.inside)
         return;
-    int i = spot.pixel / W % H + top, j = spot.pixel % W + left, n = spot.pixel / W / H;
-    int first_p = i < R ? 0 : (i - R) / down + 1, last_p = min(P - 1, i / down);
-    int first_q = j < S ? 0 : (j - S) / right + 1, last_q = min(Q - 1, j / right);
+    Range over_p = windows_of(here.row + top, R, down, P), over_q = windows_of(here.column + left, S, right, Q);
     double total[WIDTH] = {};
-    for (int p = first_p; p <= last_p; ++p)
-        for (int q = first_q; q <= last_q; ++q) {
+    for (int p = over_p.first; p <= over_p.last; ++p)
+        for (int q = over_q.first; q <= over_q.last; ++q) {
             double share = 1.0 / (double(rows[p]) * columns[q]);
-            pack<WIDTH> values = load<WIDTH>(dy + ((int64(n) * P + p) * Q + q) * C + c);
+            pack<WIDTH> values = load<WIDTH>(dy + ((int64(here.n) * P + p) * Q + q) * C + here.c);
             for (int k = 0; k < WIDTH; ++k)
                 total[k] += values.v[k] * share;
         }
     pack<WIDTH> gathered;
     for (int k = 0; k < WIDTH; ++k)
         gathered.v[k] = scalar(total[k]);
-    store<WIDTH>(dx + int64(spot.pixel) * C + c, gathered);
+    store<WIDTH>(dx + here.at, gathered);
 }
