@@ -5,105 +5,121 @@
 DEVICE int begin(int64 p, int count, int size) { return int(p * size / count); }
 DEVICE int end(int64 p, int count, int size) { return int(((p + 1) * size + count - 1) / count); }
 
-// x: N H W C, sums: N H Q C. `pixels` is N H Q.
-KERNEL(256, 4) void row_sums(const scalar *x, int pixels, int C, int width, int W, int Q, double *sums) {
-    Spot spot = spot_of_thread(width);
-    if (spot.pixel >= pixels || spot.channel >= C)
-        return;
-    int q = spot.pixel % Q;
-    int64 row = spot.pixel / Q;
-    double total = 0;
-    for (int w = begin(q, Q, W); w < end(q, Q, W); ++w)
-        total += x[(row * W + w) * C + spot.channel];
-    sums[int64(spot.pixel) * C + spot.channel] = total;
+// The rows of all images are counted through: n is the number of one.
+DEVICE Place place_in_rows(int pixels, int C, int width, int Q) { return place_of_thread(pixels, C, width, 1, Q); }
+
+// ------------------------------------------------------------------------------------- both ways to reduce a bin
+
+// The cells of a bin in one direction: `count` of them, `step` elements apart.
+struct Bin {
+    int first, count;
+    int64 at, step;
+};
+
+// Of a row: x is N H W C, and the result N H Q C.
+DEVICE Bin bin_of_row(const Place &here, int C, int W, int Q) {
+    int first = begin(here.column, Q, W);
+    return {first, end(here.column, Q, W) - first, (int64(here.n) * W + first) * C + here.c, C};
 }
 
-// sums: N H Q C, y: N P Q C. `pixels` is N P Q.
-KERNEL(256, 4) void bin_means(const double *sums, int pixels, int C, int width, int H, int W, int P, int Q, scalar *y) {
-    Spot spot = spot_of_thread(width);
-    if (spot.pixel >= pixels || spot.channel >= C)
-        return;
-    int q = spot.pixel % Q, p = spot.pixel / Q % P;
-    int64 n = spot.pixel / Q / P;
+// Of the rows, already reduced: N H Q C, and the result N P Q C.
+DEVICE Bin bin_of_rows(const Place &here, int C, int H, int P, int Q) {
+    int first = begin(here.row, P, H);
+    int64 step = int64(Q) * C;
+    return {first, end(here.row, P, H) - first, (int64(here.n) * H + first) * step + here.column * C + here.c, step};
+}
+
+template <typename T> DEVICE double sum(const T *x, const Bin &bin) {
     double total = 0;
-    for (int h = begin(p, P, H); h < end(p, P, H); ++h)
-        total += sums[((n * H + h) * Q + q) * C + spot.channel];
-    double cells = double(end(p, P, H) - begin(p, P, H)) * (end(q, Q, W) - begin(q, Q, W));
-    y[int64(spot.pixel) * C + spot.channel] = scalar(total / cells);
+    for (int k = 0; k < bin.count; ++k)
+        total += x[bin.at + k * bin.step];
+    return total;
+}
+
+// The number of the first maximum among the cells of the bin.
+DEVICE int first_maximum(const scalar *x, const Bin &bin) {
+    int where = 0;
+    scalar largest = x[bin.at];
+    for (int k = 1; k < bin.count; ++k) {
+        scalar value = x[bin.at + k * bin.step];
+        if (is_larger(value, largest)) {
+            largest = value;
+            where = k;
+        }
+    }
+    return where;
+}
+
+// The sum of share(at, p, q) over the results that have the cell in their bin; `at` is where they stand in N P Q C.
+template <typename Share>
+DEVICE scalar gathered(const Place &cell, int C, int H, int W, int P, int Q, const Share &share) {
+    double total = 0;
+    for (int p = begin(cell.row, H, P); p < end(cell.row, H, P); ++p)
+        for (int q = begin(cell.column, W, Q); q < end(cell.column, W, Q); ++q)
+            total += share(((int64(cell.n) * P + p) * Q + q) * C + cell.c, p, q);
+    return scalar(total);
+}
+
+// --------------------------------------------------------------------------------------------------------- means
+
+DEVICE double cells_of_bin(int p, int q, int H, int W, int P, int Q) {
+    return double(end(p, P, H) - begin(p, P, H)) * (end(q, Q, W) - begin(q, Q, W));
+}
+
+// `pixels` is N H Q.
+KERNEL(256, 4) void row_sums(const scalar *x, int pixels, int C, int width, int W, int Q, double *sums) {
+    Place here = place_in_rows(pixels, C, width, Q);
+    if (here.inside)
+        sums[here.at] = sum(x, bin_of_row(here, C, W, Q));
+}
+
+// `pixels` is N P Q.
+KERNEL(256, 4) void bin_means(const double *sums, int pixels, int C, int width, int H, int W, int P, int Q, scalar *y) {
+    Place here = place_of_thread(pixels, C, width, P, Q);
+    if (here.inside)
+        y[here.at] =
+            scalar(sum(sums, bin_of_rows(here, C, H, P, Q)) / cells_of_bin(here.row, here.column, H, W, P, Q));
 }
 
 KERNEL(256, 4) void avg_backward(const scalar *dy, int pixels, int C, int width, int H, int W, int P, int Q,
                                  scalar *dx) {
-    Spot spot = spot_of_thread(width);
-    if (spot.pixel >= pixels || spot.channel >= C)
-        return;
-    int w = spot.pixel % W, h = spot.pixel / W % H;
-    int64 n = spot.pixel / W / H;
-    double total = 0;
-    for (int p = begin(h, H, P); p < end(h, H, P); ++p)
-        for (int q = begin(w, W, Q); q < end(w, W, Q); ++q) {
-            double cells = double(end(p, P, H) - begin(p, P, H)) * (end(q, Q, W) - begin(q, Q, W));
-            total += dy[((n * P + p) * Q + q) * C + spot.channel] / cells;
-        }
-    dx[int64(spot.pixel) * C + spot.channel] = scalar(total);
+    Place here = place_of_thread(pixels, C, width, H, W);
+    if (here.inside)
+        dx[here.at] = gathered(here, C, H, W, P, Q, [=](int64 at, int p, int q) {
+            return dy[at] / cells_of_bin(p, q, H, W, P, Q);
+        });
 }
 
-// The first maximum of each row of a bin, and its position h * W + w. x: N H W C, maxima: N H Q C.
+// ------------------------------------------------------------------------- maxima, and their positions h * W + w
+
 KERNEL(256, 4) void row_maxima(const scalar *x, int pixels, int C, int width, int H, int W, int Q, scalar *maxima,
                                int *positions) {
-    Spot spot = spot_of_thread(width);
-    if (spot.pixel >= pixels || spot.channel >= C)
+    Place here = place_in_rows(pixels, C, width, Q);
+    if (!here.inside)
         return;
-    int q = spot.pixel % Q;
-    int64 row = spot.pixel / Q;
-    int first = begin(q, Q, W), where = first;
-    scalar largest = x[(row * W + first) * C + spot.channel];
-    for (int w = first + 1; w < end(q, Q, W); ++w) {
-        scalar value = x[(row * W + w) * C + spot.channel];
-        if (value > largest || (value != value && largest == largest)) {  // the first NaN wins
-            largest = value;
-            where = w;
-        }
-    }
-    maxima[int64(spot.pixel) * C + spot.channel] = largest;
-    positions[int64(spot.pixel) * C + spot.channel] = int(row % H) * W + where;
+    Bin bin = bin_of_row(here, C, W, Q);
+    int where = first_maximum(x, bin);
+    maxima[here.at] = x[bin.at + where * bin.step];
+    positions[here.at] = here.n % H * W + bin.first + where;
 }
 
-// The first maximum of each bin. maxima: N H Q C, y: N P Q C.
 KERNEL(256, 4) void bin_maxima(const scalar *maxima, const int *positions, int pixels, int C, int width, int H, int P,
                                int Q, scalar *y, int *position) {
-    Spot spot = spot_of_thread(width);
-    if (spot.pixel >= pixels || spot.channel >= C)
+    Place here = place_of_thread(pixels, C, width, P, Q);
+    if (!here.inside)
         return;
-    int q = spot.pixel % Q, p = spot.pixel / Q % P;
-    int64 n = spot.pixel / Q / P;
-    int first = begin(p, P, H);
-    int64 where = ((n * H + first) * Q + q) * C + spot.channel;
-    scalar largest = maxima[where];
-    for (int h = first + 1; h < end(p, P, H); ++h) {
-        int64 at = ((n * H + h) * Q + q) * C + spot.channel;
-        scalar value = maxima[at];
-        if (value > largest || (value != value && largest == largest)) {
-            largest = value;
-            where = at;
-        }
-    }
-    y[int64(spot.pixel) * C + spot.channel] = largest;
-    position[int64(spot.pixel) * C + spot.channel] = positions[where];
+    Bin bin = bin_of_rows(here, C, H, P, Q);
+    int64 from = bin.at + first_maximum(maxima, bin) * bin.step;
+    y[here.at] = maxima[from];
+    position[here.at] = positions[from];
 }
 
 KERNEL(256, 4) void max_backward(const scalar *dy, const int *position, int pixels, int C, int width, int H, int W,
                                  int P, int Q, scalar *dx) {
-    Spot spot = spot_of_thread(width);
-    if (spot.pixel >= pixels || spot.channel >= C)
-        return;
-    int w = spot.pixel % W, h = spot.pixel / W % H;
-    int64 n = spot.pixel / W / H;
-    scalar total = 0;
-    for (int p = begin(h, H, P); p < end(h, H, P); ++p)
-        for (int q = begin(w, W, Q); q < end(w, W, Q); ++q) {
-            int64 at = ((n * P + p) * Q + q) * C + spot.channel;
-            total += position[at] == h * W + w ? dy[at] : 0;
-        }
-    dx[int64(spot.pixel) * C + spot.channel] = total;
+    Place here = place_of_thread(pixels, C, width, H, W);
+    int own = here.row * W + here.column;
+    if (here.inside)
+        dx[here.at] = gathered(here, C, H, W, P, Q, [=](int64 at, int, int) {
+            return position[at] == own ? dy[at] : 0;
+        });
 }
