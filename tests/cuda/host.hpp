@@ -277,7 +277,7 @@ struct Fragments {
 
 #define __restrict__
 #define KERNEL(threads, blocks) static
-#define DEVICE static inline
+#define DEVICE inline
 #define SHARED static __attribute__((section("tinyseg_shared"), aligned(16)))
 #define DYNAMIC_SHARED(type, name) type *name = reinterpret_cast<type *>(host::dynamic_shared + host::GUARD)
 #define INF INFINITY
@@ -292,6 +292,7 @@ template <typename T> static T shuffle(T value, int source, int line = __builtin
     return host::from_lane(value, source, line);
 }
 static inline unsigned high_word(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
+template <typename T> static T rounded_product(T a, T b) { return a * b; }  // this processor fuses nothing unasked
 
 template <int bytes> static void copy_async(void *to, const void *from, bool valid) {
     host::Fiber &fiber = host::fibers[host::me];

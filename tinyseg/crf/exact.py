@@ -15,10 +15,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
-from tinyseg.crf.filters import Filter
+from tinyseg.crf import arrays
+from tinyseg.crf.filters import Filter, moments_by_filtering
 
 BLOCK_BYTES = 1 << 25  # of K are held at a time
+
+_cuda = cuda.KernelFile(__file__)
+
+THREADS, TILE, LABELS = 128, 32, 8  # of a block: its points, those that it looks at, and its columns
 
 
 class ExactFilter(Filter):
@@ -26,13 +32,17 @@ class ExactFilter(Filter):
 
     def __init__(self, features: Array, *, include_self: bool = True):
         features = check_features("ExactFilter", features)
-        self.features = features.astype(np.float64)
-        self.features -= self.features.mean(axis=0)  # K sees differences alone; small numbers make them exact
+        if not cuda.on_gpu(features):
+            features = features.astype(np.float64)
+            features -= features.mean(axis=0)  # K sees differences alone; small numbers make them exact
+        self.features = features
         self.include_self = include_self
         self.points = len(features)
 
     def apply(self, x: Array) -> Array:
         self._check(x)
+        if cuda.on_gpu(x):
+            return self._apply_cuda(x)
         y = np.empty_like(x, order="C")
         for rows, k in self._blocks():
             y[rows] = k @ x
@@ -41,7 +51,12 @@ class ExactFilter(Filter):
     def apply_transpose(self, x: Array) -> Array:
         return self.apply(x)
 
+    def ones(self, dtype: type) -> Array:
+        return arrays.ones(self.points, dtype, self.features)
+
     def moments(self, a: Array, b: Array) -> Array:
+        if cuda.on_gpu(a):
+            return moments_by_filtering(self, self.features, a, b)
         f = self.features
         total = np.zeros(f.shape[1])
         for rows, k in self._blocks():
@@ -50,6 +65,17 @@ class ExactFilter(Filter):
                 difference = f[rows, None, feature] - f[None, :, feature]
                 total[feature] += np.sum(weight * difference**2)
         return total
+
+    def _apply_cuda(self, x: Array) -> Array:
+        """In the type of x; each thread adds up in float64 what its tiles give."""
+        y = cuda.empty(x.shape, x.dtype)
+        features = cuda.contiguous(self.features.astype(x.dtype, copy=False))
+        (points, d), labels = features.shape, x.shape[1]
+        numbers = (points, d, labels, self.include_self)
+        shared = (d * THREADS + TILE * (d + LABELS)) * x.itemsize
+        blocks = (-(-points // THREADS), -(-labels // LABELS))
+        _cuda.launch("exact", features, cuda.contiguous(x), *numbers, y, blocks=blocks, shared=shared)
+        return y
 
     def _blocks(self) -> Iterator[tuple[slice, Array]]:
         """Rows of K, some at a time: (which rows, array (rows, N))."""
@@ -66,14 +92,16 @@ class ExactFilter(Filter):
 
 
 def check_features(operator: str, features: Array) -> Array:
-    """The features as an array (N, d), float32 or float64, all finite."""
-    features = np.asarray(features)
+    """The features as an array (N, d), float32 or float64, all finite. On a GPU their values are not looked at."""
+    features = features if cuda.on_gpu(features) else np.asarray(features)
     if features.dtype not in (np.float32, np.float64):
         features = features.astype(np.float32)
     if features.ndim != 2 or features.size == 0:
         raise ValueError(
             f"{operator}: features must have shape (N, d), a row for each point, got {features.shape}"
         )
+    if cuda.on_gpu(features):
+        return features
     bad = ~np.isfinite(features)
     if bad.any():
         point, feature = np.argwhere(bad)[0]

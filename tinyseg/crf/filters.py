@@ -39,7 +39,9 @@ from typing import Literal
 
 import numpy as np
 
+from tinyseg import cuda, ops
 from tinyseg.backend import Array
+from tinyseg.crf import arrays
 from tinyseg.ops import checks
 
 Normalisation = Literal["none", "before", "after", "symmetric"]
@@ -65,6 +67,10 @@ class Filter:
         """sum_ij (a_i . b_j) K_ij (f_ik - f_jk)² for each feature k, float64 (d,): see the module's docstring."""
         raise NotImplementedError
 
+    def ones(self, dtype: type) -> Array:
+        """(N, 1), on the GPU if the filter works there."""
+        return np.ones((self.points, 1), dtype)
+
     def _check(self, x: Array) -> None:
         checks.floating(type(self).__name__, x=x)
         if x.ndim != 2 or x.shape[0] != self.points:
@@ -80,10 +86,8 @@ class Normalised:
         if mode not in NORMALISATIONS:
             raise ValueError(f"Normalised: mode must be one of {', '.join(NORMALISATIONS)}; got {mode!r}")
         self.kernel, self.mode = kernel, mode
-        self.norm = kernel.apply(np.ones((kernel.points, 1), dtype))  # n, (N, 1)
-        scale = 1 / (self.norm + self.norm.dtype.type(TINY))
-        if mode == "symmetric":
-            scale = np.sqrt(scale)
+        self.norm = kernel.apply(kernel.ones(dtype))  # n, (N, 1)
+        scale = arrays.inverse(self.norm, TINY, root=mode == "symmetric")
         self.before = scale if mode in ("before", "symmetric") else None  # (N, 1), or None for all ones
         self.after = scale if mode in ("after", "symmetric") else None
 
@@ -105,16 +109,35 @@ class Normalised:
         gradient = self.kernel.moments(_scaled(a, self.after), _scaled(b, self.before))
         if self.mode == "none":
             return gradient
-        g = np.zeros(self.points)
+        parts = []
         if self.mode in ("after", "symmetric"):
-            g -= np.sum(a * self.apply(b), axis=1)
+            parts.append(arrays.row_products(a, self.apply(b)))
         if self.mode in ("before", "symmetric"):
-            g -= np.sum(b * self.apply_transpose(a), axis=1)
-        if self.mode == "symmetric":
-            g /= 2
-        g = g[:, None] / (self.norm + TINY)
-        return gradient + self.kernel.moments(g, np.ones_like(g))
+            parts.append(arrays.row_products(b, self.apply_transpose(a)))
+        norm = self.norm.astype(np.float64)
+        one = self.kernel.ones(np.float64)
+        for part in parts:
+            g = ops.mul(part, arrays.inverse(norm, TINY, root=False))[0]
+            gradient = gradient - self.kernel.moments(g, one) / len(parts)
+        return gradient
+
+
+def moments_by_filtering(kernel: Filter, features: Array, a: Array, b: Array) -> Array:
+    """sum_ij (a_i . b_j) K_ij (f_ik - f_jk)² from what the filter does: the square, multiplied out."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    pairs = arrays.row_products(a, kernel.apply(b))  # a_i . (K b)_i
+    moments = []
+    for k in range(features.shape[1]):
+        f = features[:, k : k + 1].astype(np.float64)
+        if not cuda.on_gpu(f):
+            f -= f.mean()  # K sees differences alone; small numbers make them exact
+        fa, fb = ops.mul(a, f)[0], ops.mul(b, f)[0]
+        first = arrays.total(ops.mul(pairs, ops.mul(f, f)[0])[0])
+        second = arrays.total(arrays.row_products(fa, kernel.apply(fb)))
+        third = arrays.total(arrays.row_products(a, kernel.apply(ops.mul(fb, f)[0])))
+        moments.append(first - 2 * second + third)
+    return np.array(moments)
 
 
 def _scaled(x: Array, scale: Array | None) -> Array:
-    return x if scale is None else x * scale.astype(x.dtype)
+    return x if scale is None else ops.mul(x, scale.astype(x.dtype, copy=False))[0]

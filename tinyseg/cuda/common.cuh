@@ -36,6 +36,10 @@ template <typename T> DEVICE T shuffle(T value, int source) { return __shfl_sync
 
 DEVICE uint32 high_word(uint32 a, uint32 b) { return __umulhi(a, b); }  // of the 64-bit product
 
+// a * b, rounded before anything is added to it. Where a sum follows, the compiler would do both with one rounding.
+DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 #if __CUDA_ARCH__ >= 800
 
 // Copies 4, 8 or 16 bytes from global to shared memory while the thread goes on; zeros where `valid` is false, and
@@ -76,10 +80,37 @@ DEVICE void mma_tf32(float *c, const uint32 *a, const uint32 *b) {
 
 // ------------------------------------------------------------------------------------------------------ numbers
 
+// A float without the last 16 bits of its mantissa: its range, and three digits. It is for storing. Expressions turn
+// it into a float by themselves, and round to the nearest when they store; sums must be of type `real`.
+struct bfloat16 {
+    unsigned short bits;
+
+    bfloat16() = default;
+
+    DEVICE bfloat16(float x) {
+        uint32 all = *reinterpret_cast<uint32 *>(&x), last = all >> 16 & 1;
+        bits = x != x ? all >> 16 | 0x40 : (all + 0x7fff + last) >> 16;  // halves go to the even neighbour
+    }
+
+    DEVICE operator float() const {
+        uint32 all = uint32(bits) << 16;
+        return *reinterpret_cast<float *>(&all);
+    }
+};
+
 #ifndef SCALAR
 #define SCALAR float
 #endif
-typedef SCALAR scalar;  // what arrays are made of: float or double
+typedef SCALAR scalar;  // what arrays are made of: float, double or bfloat16
+
+// What is calculated with, and what parameters are made of (weights, scales, statistics): float for bfloat16.
+template <typename T> struct Arithmetic {
+    typedef T type;
+};
+template <> struct Arithmetic<bfloat16> {
+    typedef float type;
+};
+typedef Arithmetic<scalar>::type real;
 
 // The number of this thread among all threads of the launch.
 DEVICE int64 thread_number() { return int64(blockIdx.x) * blockDim.x + threadIdx.x; }
@@ -97,18 +128,25 @@ DEVICE Spot spot_of_thread(int width) {
 
 // ----------------------------------------------------------------------- several scalars in one memory operation
 
-template <int N> struct alignas(N * sizeof(scalar) % 16 == 0 ? 16 : sizeof(scalar)) pack {
-    scalar v[N];
+constexpr int alignment_of_pack(int bytes, int single) { return bytes % 16 == 0 ? 16 : bytes == 8 ? 8 : single; }
+
+template <int N, typename T = scalar> struct alignas(alignment_of_pack(N * sizeof(T), sizeof(T))) pack {
+    T v[N];
 };
 
-template <int N> DEVICE pack<N> load(const scalar *from) {
-    CHECK_ALIGNED(from, alignof(pack<N>));
-    return *reinterpret_cast<const pack<N> *>(from);
+template <int N, typename T> DEVICE pack<N, T> load(const T *from) {
+    CHECK_ALIGNED(from, alignof(pack<N, T>));
+    return *reinterpret_cast<const pack<N, T> *>(from);
 }
 
-template <int N> DEVICE void store(scalar *to, const pack<N> &values) {
-    CHECK_ALIGNED(to, alignof(pack<N>));
-    *reinterpret_cast<pack<N> *>(to) = values;
+// `values` may be of another type: they are rounded to that of the array.
+template <int N, typename To, typename From = To> DEVICE void store(To *to, const pack<N, From> &values) {
+    CHECK_ALIGNED(to, alignof(pack<N, To>));
+    pack<N, To> rounded;
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+        rounded.v[k] = values.v[k];
+    *reinterpret_cast<pack<N, To> *>(to) = rounded;
 }
 
 // Element-wise kernels give four elements to a thread. The last thread may have fewer: `left` counts from the
@@ -118,7 +156,7 @@ typedef pack<4> quad;
 DEVICE quad load_quad(const scalar *from, int64 left) {
     if (left >= 4)
         return load<4>(from);
-    quad values = {{0, 0, 0, 0}};
+    quad values = {};
     for (int k = 0; k < 3; ++k)
         if (k < left)
             values.v[k] = from[k];

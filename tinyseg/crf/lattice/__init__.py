@@ -14,9 +14,12 @@ The lattice is made once for an image and its bandwidths, and serves every itera
 import numpy as np
 
 from tinyseg.backend import Array
+from tinyseg.crf import arrays
 from tinyseg.crf.exact import check_features
-from tinyseg.crf.filters import Filter
+from tinyseg.crf.filters import Filter, moments_by_filtering
 from tinyseg.crf.lattice import filtering
+from tinyseg.crf.lattice.device_filtering import apply_on_device
+from tinyseg.crf.lattice.device_table import DeviceTable
 from tinyseg.crf.lattice.simplex import find_simplices, packing
 from tinyseg.crf.lattice.table import Table, build_table
 
@@ -35,7 +38,7 @@ class LatticeFilter(Filter):
         self.points, d = features.shape
         self.alpha = 1 / (1 + 2.0**-d)
         self.weight = cells.weights  # (N, d + 1)
-        self.table: Table = build_table(cells, pack)
+        self.table: Table = build_table(cells, pack)  # on a GPU a DeviceTable
 
     @property
     def vertices(self) -> int:
@@ -50,6 +53,8 @@ class LatticeFilter(Filter):
 
     def _apply(self, x: Array, *, reverse: bool) -> Array:
         self._check(x)
+        if isinstance(self.table, DeviceTable):
+            return apply_on_device(x, self.table, self.weight, self.alpha, reverse=reverse)
         x = np.ascontiguousarray(x)
         values = np.empty((filtering.rows(self.table), x.shape[1]), x.dtype)
         filtering.splat(x, self.table, values)
@@ -58,16 +63,8 @@ class LatticeFilter(Filter):
         filtering.slice_points(values, self.table, self.weight, self.alpha, y)
         return y
 
+    def ones(self, dtype: type) -> Array:
+        return arrays.ones(self.points, dtype, self.features)
+
     def moments(self, a: Array, b: Array) -> Array:
-        f = self.features.astype(np.float64)
-        f -= f.mean(axis=0)
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        pairs = np.sum(a * self.apply(b), axis=1)  # A_i . (K B)_i
-        return np.array(
-            [
-                np.sum(k**2 * pairs)
-                - 2 * np.sum(a * k[:, None] * self.apply(k[:, None] * b))
-                + np.sum(a * self.apply(k[:, None] ** 2 * b))
-                for k in f.T
-            ]
-        )
+        return moments_by_filtering(self, self.features, a, b)

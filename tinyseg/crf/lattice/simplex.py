@@ -40,8 +40,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
+from tinyseg.crf import arrays
 
 BLOCK = 1024  # pixels that one task of a parallel loop handles
 
@@ -78,8 +79,9 @@ def packing(features: Array) -> Packing:
     if the lattice has more points than 62 bits can number, or if the features' type has too few digits.
     """
     d = features.shape[1]
-    low = np.array([column.min() for column in features.T], np.float64)
-    high = np.array([column.max() for column in features.T], np.float64)
+    low, high = arrays.ranges(features)
+    if not np.isfinite(low + high).all():
+        raise ValueError("LatticeFilter: features are not finite")
     elevation = _elevation_matrix(d)  # (d + 1, d)
     size = np.abs(elevation) @ np.maximum(abs(low), abs(high))
     if size.max() * np.finfo(features.dtype).eps > 0.01:
@@ -249,10 +251,26 @@ def _simplices_numba(features: Array, scale: Array, steps: Array) -> Simplices:
     return Simplices(codes, weights)
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__)
+
+THREADS = 128  # of a block
+
+
+def _simplices_cuda(features: Array, scale: Array, steps: Array) -> Simplices:
+    n, d = features.shape
+    codes, weights = cuda.empty((n, d + 1), np.dtype(np.int64)), cuda.empty((n, d + 1), features.dtype)
+    given = (cuda.contiguous(features), cuda.constant(scale), cuda.constant(steps), n, d, 1 / (d + 1))
+    shared = (5 * d + 6) * THREADS * features.itemsize
+    _cuda.launch("find_simplices", *given, codes, weights, threads=n, shared=shared)
+    return Simplices(codes, weights)
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
 def find_simplices(features: Array, pack: Packing) -> Simplices:
     """The corners of each point's cell, and its weights: features (N, d), float32 or float64."""
-    find = backend.choose(features, numpy=_simplices_reference, numba=_simplices_numba)
+    find = backend.choose(features, numpy=_simplices_reference, numba=_simplices_numba, cuda=_simplices_cuda)
     return find(features, feature_scale(features.shape[1], features.dtype), pack.steps)

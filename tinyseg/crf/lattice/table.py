@@ -37,6 +37,7 @@ import numpy as np
 
 from tinyseg import backend
 from tinyseg.backend import Array, kernel, prange
+from tinyseg.crf.lattice.device_table import build_on_device
 from tinyseg.crf.lattice.simplex import Packing, Simplices
 
 DIGIT = 11  # bits that one pass of the sort looks at, at most
@@ -262,11 +263,14 @@ def _closed_blocks(unique: Array, pack: Packing) -> tuple[int, Array]:
 
 
 def build_table(simplices: Simplices, pack: Packing) -> Table:
-    """Number the vertices of all cells. The codes in `simplices` serve as work space and are lost."""
+    """Number the vertices of all cells. The codes in `simplices` serve as work space and are lost.
+
+    From arrays on a GPU it makes a `DeviceTable`.
+    """
     if simplices.codes.size >= 2**31:
         raise ValueError(
             f"LatticeFilter: {len(simplices.codes)} points with {simplices.codes.shape[1]} corners each are more "
             "than 2^31 entries; work on a smaller image or on parts of it"
         )
-    make = backend.choose(simplices.weights, numpy=_table_reference, numba=_table_numba)
+    make = backend.choose(simplices.weights, numpy=_table_reference, numba=_table_numba, cuda=build_on_device)
     return make(simplices, pack)
