@@ -12,6 +12,7 @@ from tinyseg import cuda
 
 LAST = "test_every_kernel_has_run_on_the_host"
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
+ROUNDED = 2e-2  # where arrays are bfloat16, which has three digits
 
 
 class Machine:
@@ -30,13 +31,13 @@ class Machine:
         """function(*arrays), an array or several, is on the device what the NumPy reference makes of it.
 
         The reference calculates in float64. Numbers may differ by the tolerance of their type, times themselves
-        and times the largest of their array (or `floor`, if that is larger); integers and NaN not at all. Returns
-        the device's results.
+        and times the largest of their array (or `floor`, if that is larger); integers and NaN not at all. With
+        arrays of bfloat16, results may be bfloat16 or float32. Returns the device's results.
         """
         tolerance = TOLERANCE | (tolerance or {})
         with tinyseg.use("numpy"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of infinities and NaN
-            precise = (array.astype(np.float64) if array.dtype.kind == "f" else array for array in arrays)
+            precise = (array.astype(np.float64) if _is_float(array) else array for array in arrays)
             expected = _tuple(function(*precise))
         first = None
         for device in self.devices:
@@ -65,11 +66,16 @@ def _compare(result: np.ndarray, right: np.ndarray, arrays: tuple, tolerance: di
         assert result.dtype == right.dtype
         np.testing.assert_array_equal(result, right)
         return
-    assert result.dtype == next(array.dtype for array in arrays if array.dtype.kind == "f")
+    given = next(array.dtype for array in arrays if _is_float(array))
+    assert result.dtype in (given, cuda.real(given))
     finite = np.abs(right[np.isfinite(right)])
-    allowed = tolerance[result.dtype]
+    allowed = tolerance.get(given, ROUNDED)
     largest = max(floor, finite.max() if finite.size else 0)
-    np.testing.assert_allclose(result, right, rtol=allowed, atol=allowed * largest)
+    np.testing.assert_allclose(result.astype(np.float64), right, rtol=allowed, atol=allowed * largest)
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 @pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -101,6 +107,15 @@ def host(request, tmp_path_factory) -> Callable[..., host_gpu.HostGpu]:
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(params=["float32", "float64", "bfloat16"])
+def stored(request) -> np.dtype:
+    """The type of arrays, for kernels that can store in bfloat16. Parameters are cuda.real(stored)."""
+    if request.param != "bfloat16":
+        return np.dtype(request.param)
+    pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by the package ml_dtypes, which is not installed")
+    return cuda.bfloat16()
 
 
 def cuda_problem() -> str | None:

@@ -21,21 +21,21 @@ SHAPES = [
 
 @pytest.mark.parametrize(("a_shape", "b_shape"), SHAPES)
 @pytest.mark.parametrize("name", ["add", "mul"])
-def test_arithmetic(machine, dtype, name, a_shape, b_shape):
+def test_arithmetic(machine, stored, name, a_shape, b_shape):
     def both(a, b, dy):
         y, cache = getattr(ops, name)(a, b)
         return y, *getattr(ops, f"{name}_backward")(dy, cache)
 
     shapes = (a_shape, b_shape, np.broadcast_shapes(a_shape, b_shape))
-    machine.agree(both, *(machine.numbers(*shape, dtype=dtype) for shape in shapes))
+    machine.agree(both, *(machine.numbers(*shape, dtype=stored) for shape in shapes))
 
 
-def test_a_gradient_that_is_not_needed(machine, dtype):
+def test_a_gradient_that_is_not_needed(machine, stored):
     def backward(a, b):
         y, cache = ops.mul(a, b)
         return ops.mul_backward(y, cache, need=(False, True))
 
-    machine.agree(backward, machine.numbers(3, 5, dtype=dtype), machine.numbers(5, dtype=dtype))
+    machine.agree(backward, machine.numbers(3, 5, dtype=stored), machine.numbers(5, dtype=stored))
 
 
 def test_too_many_axes(host):
@@ -50,8 +50,8 @@ def test_too_many_axes(host):
 @pytest.mark.parametrize(
     ("sets", "length", "channels"), [(1, 1, 1), (1, 5000, 1), (37, 19, 1), (3, 301, 5), (1, 700, 70), (2, 1, 130)]
 )
-def test_sums_over_the_middle(machine, dtype, sets, length, channels):
-    x = machine.numbers(sets, length, channels, dtype=dtype)
+def test_sums_over_the_middle(machine, stored, sets, length, channels):
+    x = machine.numbers(sets, length, channels, dtype=stored)
 
     def by_hand_and_on_the_gpu(x):
         if isinstance(x, np.ndarray):

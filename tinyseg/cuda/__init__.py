@@ -31,10 +31,12 @@ from tinyseg.backend import Array
 from tinyseg.cuda import device
 from tinyseg.cuda.device import Graph, Memory, on
 from tinyseg.cuda.errors import CudaError, OutOfMemory
-from tinyseg.cuda.kernels import ALIGNMENT, KernelFile
+from tinyseg.cuda.kernels import ALIGNMENT, WITH_BFLOAT16, KernelFile
 from tinyseg.cuda.precision import allow_tf32, tf32_is_allowed
+from tinyseg.cuda.signature import bfloat16, real
 
 __all__ = [
+    "WITH_BFLOAT16",
     "CudaError",
     "Graph",
     "KernelFile",
@@ -42,6 +44,7 @@ __all__ = [
     "OutOfMemory",
     "address",
     "allow_tf32",
+    "bfloat16",
     "capability",
     "constant",
     "constant_like",
@@ -55,6 +58,7 @@ __all__ = [
     "pack_width",
     "place_like",
     "quads",
+    "real",
     "record",
     "start_upload",
     "tf32_is_allowed",

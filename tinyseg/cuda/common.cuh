@@ -128,9 +128,8 @@ DEVICE Spot spot_of_thread(int width) {
 
 // ----------------------------------------------------------------------- several scalars in one memory operation
 
-constexpr int alignment_of_pack(int bytes, int single) { return bytes % 16 == 0 ? 16 : bytes == 8 ? 8 : single; }
-
-template <int N, typename T = scalar> struct alignas(alignment_of_pack(N * sizeof(T), sizeof(T))) pack {
+template <int N, typename T = scalar>
+struct alignas(N * sizeof(T) % 16 == 0 ? 16 : N * sizeof(T) == 8 ? 8 : sizeof(T)) pack {
     T v[N];
 };
 

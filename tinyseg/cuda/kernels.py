@@ -13,12 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from tinyseg.backend import Array
 from tinyseg.cuda import device
-from tinyseg.cuda.signature import TYPES, Parameter, Signature, signatures
+from tinyseg.cuda.signature import TYPES, Parameter, Signature, array_type, real, signatures
 
 ALIGNMENT = 16  # bytes: what one memory operation moves at most
 GRID_LIMIT = (2**31 - 1, 65535, 65535)  # blocks along x, y and z
 STATIC_SHARED = 48 * 1024
+
+FLOATS = ("float", "double")
+WITH_BFLOAT16 = (*FLOATS, "bfloat16")
+SCALARS = {"float32": "float", "float64": "double", "bfloat16": "bfloat16"}  # by the name of an array's type
 
 Configuration = tuple[tuple[str, Any], ...]  # the names that a source is compiled with, and their values
 
@@ -38,7 +43,8 @@ class KernelFile:
         _cuda = KernelFile(__file__, WIDTH=(1, 4))
         _cuda.launch("normalise", x, y, pixels, threads=..., WIDTH=4)
 
-    scalars: "double" is left out by a file that is for one type only.
+    scalars: WITH_BFLOAT16 for files that can store in bfloat16, too: they calculate in `real`, and take their
+        parameters as `real`. "double" is left out by a file that is for one type only.
     headers: files beside it that several files of kernels share, put before its text.
     """
 
@@ -46,7 +52,7 @@ class KernelFile:
         self,
         beside: str,
         *,
-        scalars: Sequence[str] = ("float", "double"),
+        scalars: Sequence[str] = FLOATS,
         headers: Sequence[str] = (),
         **choices: Sequence,
     ):
@@ -102,7 +108,8 @@ class KernelFile:
         if shared > machine.shared_limit:
             raise ValueError(f"{kernel}: {shared} bytes of shared memory are more than {machine.shared_limit}")
         configuration = self._configuration(signature, arguments, choice)
-        types = {"scalar": TYPES[dict(configuration)["SCALAR"]], **TYPES}
+        scalar = array_type(dict(configuration)["SCALAR"])
+        types = {"scalar": scalar, "real": real(scalar), **TYPES}
         for name, value in configuration:
             types.setdefault(name, TYPES.get(value))
         if len(arguments) != len(signature.parameters):
@@ -122,10 +129,13 @@ class KernelFile:
     def _configuration(self, signature: Signature, arguments: Sequence, choice: dict[str, Any]) -> Configuration:
         """The arrays give the scalar; what the launch does not choose has its first value."""
         chosen = {name: values[0] for name, values in self.choices.items()} | choice
+        arrays: dict[str, Array] = {}  # the first one of each type
         for parameter, argument in zip(signature.parameters, arguments, strict=False):
-            if parameter.is_pointer and parameter.type == "scalar" and argument is not None:
-                chosen["SCALAR"] = {np.dtype("f4"): "float", np.dtype("f8"): "double"}.get(argument.dtype)
-                break
+            if parameter.is_pointer and argument is not None:
+                arrays.setdefault(parameter.type, argument)
+        decisive = arrays.get("scalar", arrays.get("real"))
+        if decisive is not None:
+            chosen["SCALAR"] = SCALARS.get(decisive.dtype.name)
         for name, value in chosen.items():
             if value not in self.choices.get(name, ()):
                 raise ValueError(f"{self.path.name} is not compiled with {name} = {value}, only {self.choices}")

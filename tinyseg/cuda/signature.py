@@ -27,12 +27,30 @@ TYPES = {
     "float": np.float32,
     "double": np.float64,
 }
-"""What the names of types in kernels mean. `scalar` is float or double, as the file is compiled."""
+"""What the names of types in kernels mean. `scalar` is float, double or bfloat16, as the file is compiled, and
+`real` what it is calculated with."""
+
+
+def array_type(scalar: str) -> np.dtype:
+    """What NumPy calls a scalar of this name. For bfloat16 that takes the package ml_dtypes."""
+    return bfloat16() if scalar == "bfloat16" else np.dtype(TYPES[scalar])
+
+
+def bfloat16() -> np.dtype:
+    """A float32 without the last 16 bits of its mantissa, for arrays on a GPU."""
+    import ml_dtypes  # type: ignore[import-not-found]
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def real(dtype: np.dtype) -> np.dtype:
+    """The type of parameters and of arithmetic, where arrays are of type `dtype`: float32 for bfloat16."""
+    return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
 
 
 class Parameter(NamedTuple):
     name: str
-    type: str  # a key of TYPES, or a name that the file is compiled with: scalar, ...
+    type: str  # a key of TYPES, or a name that the file is compiled with: scalar, real, ...
     is_pointer: bool
     is_constant: bool  # the kernel does not write through this pointer
 

@@ -20,7 +20,7 @@ KERNEL(256, 4) void combine_stretched(const scalar *a, const scalar *b, bool mul
     int64 rest = i / n3, i3 = i - rest * n3;
     int64 i01 = rest / n2, i2 = rest - i01 * n2;
     int64 i0 = i01 / n1, i1 = i01 - i0 * n1;
-    scalar left = a[i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3];
-    scalar right = b[i0 * b0 + i1 * b1 + i2 * b2 + i3 * b3];
+    real left = a[i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3];
+    real right = b[i0 * b0 + i1 * b1 + i2 * b2 + i3 * b3];
     y[i] = multiply ? left * right : left + right;
 }

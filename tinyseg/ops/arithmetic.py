@@ -87,7 +87,7 @@ def _flat(operation: backend.Kernel, a: Array, b: Array) -> Array:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16)
 
 AXES = 4  # that the kernel for stretched arrays has, after neighbours that move alike are merged
 

@@ -7,13 +7,18 @@ import numpy as np
 from tinyseg.backend import Array
 
 
-def floating(operator: str, **arrays: Array | None) -> None:
-    """All arrays are float32, or all are float64, and none is empty. `None` (an absent bias) passes."""
+def floating(operator: str, *, parameters: Sequence[str] = (), **arrays: Array | None) -> None:
+    """All arrays are float32, or all are float64, and none is empty. `None` (an absent bias) passes.
+
+    Arrays on a GPU may all be bfloat16, but for those that `parameters` names: they are float32 then.
+    """
     present = {name: array for name, array in arrays.items() if array is not None}
     for name, array in present.items():
         if not hasattr(array, "dtype") or not hasattr(array, "shape"):
             raise TypeError(f"{operator}: {name} must be an array, got {type(array).__name__}")
-        if array.dtype not in (np.float32, np.float64):
+        if array.dtype.name == "bfloat16" and not isinstance(array, np.ndarray) and name not in parameters:
+            pass
+        elif array.dtype not in (np.float32, np.float64):
             raise TypeError(
                 f"{operator}: {name} must be float32 or float64, got {array.dtype}; "
                 f"convert it with {name}.astype('float32')"
@@ -23,7 +28,9 @@ def floating(operator: str, **arrays: Array | None) -> None:
                 f"{operator}: {name} is empty, its shape is {array.shape}; every axis needs length 1 or more"
             )
     dtypes = {name: str(array.dtype) for name, array in present.items()}
-    if len(set(dtypes.values())) > 1:
+    kinds = {dtype for name, dtype in dtypes.items() if name not in parameters} or set(dtypes.values())
+    fitting = {"float32"} if kinds == {"bfloat16"} else kinds
+    if len(kinds) > 1 or any(dtypes[name] not in fitting for name in parameters if name in dtypes):
         listing = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"{operator}: all arrays must have one type, but {listing}; convert them to one")
 

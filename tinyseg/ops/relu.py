@@ -75,7 +75,7 @@ def _backward_numba(dy: Array, y: Array, slope: float) -> Array:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16)
 
 
 def _forward_cuda(x: Array, slope: float) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from tinyseg import cuda
 from tinyseg.backend import Array
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16)
 
 THREADS = 256
 BLOCKS = 512  # a few for each multiprocessor of a large GPU
@@ -21,10 +21,15 @@ LONGEST_ROW = 4096  # that a part of a warp sums alone
 MOST_SETS = 65535  # along the last axis of a grid
 
 
-def over_middle(x: Array, sets: int, length: int, channels: int, factor: float = 1.0) -> Array:
-    """The sums (sets, channels) of x, an array on the GPU of sets * length * channels elements, in its type."""
+def over_middle(
+    x: Array, sets: int, length: int, channels: int, factor: float = 1.0, dtype: np.dtype | None = None
+) -> Array:
+    """The sums (sets, channels) of x, an array on the GPU of sets * length * channels elements, in its type.
+
+    dtype: another type for the sums. Gradients of parameters are `cuda.real(x.dtype)`.
+    """
     x = cuda.contiguous(x)
-    sums = cuda.empty((sets, channels), x.dtype)
+    sums = cuda.empty((sets, channels), dtype or x.dtype)
     if channels == 1 and (length <= LONGEST_ROW or sets > MOST_SETS):
         partial, chunks = cuda.empty((sets,), np.dtype(np.float64)), 1
         width = cuda.lanes(length)

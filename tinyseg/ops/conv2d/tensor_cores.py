@@ -37,7 +37,9 @@ from tinyseg.ops.geometry import Window
 CAPABILITY = 80  # asynchronous copies, and TF32
 SHARED = 3 * (128 + 64) * 32 * 4  # bytes: three slices of both matrices
 
-_cuda = cuda.KernelFile(__file__, scalars=["float"], headers=["taps.cuh", "tiles.cuh", "fragments.cuh"], TERMS=(3, 1))
+_cuda = cuda.KernelFile(
+    __file__, scalars=["float"], headers=["taps.cuh", "tiles.cuh", "fragments.cuh"], TERMS=(3, 1)
+)
 
 
 def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
