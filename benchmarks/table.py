@@ -135,9 +135,50 @@ def crf(result: dict[str, Any]) -> list[str]:
     return [*lines, "", caption]
 
 
+def gpu(result: dict[str, Any]) -> list[str]:
+    """A line for each operator, its passes side by side; below, whole training steps."""
+    rows = [row for row in result["rows"] if "failure" not in row]
+    operators = [row for row in rows if "pass" in row]
+    precisions = {"float32": "float32", "TF32": "TF32 allowed"}
+    head = ["operator", "passes"]
+    for precision in precisions.values():
+        head += [f"{precision}: tinyseg ms", "ratio", "of floor"]
+    lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " --- |" * (len(head) - 2)]
+    for name, x in dict.fromkeys((row["name"], tuple(row["x"])) for row in operators):
+        of_case = [row for row in operators if (row["name"], tuple(row["x"])) == (name, x)]
+        cells = [f"{name}, {x[0]} x {x[1]} x {x[2]} pixels"]
+        cells.append(", ".join(dict.fromkeys(row["pass"] for row in of_case)))
+        for precision in precisions:
+            group = [row for row in of_case if row["precision"] == precision]
+            cells.append(", ".join(_figures(row["tinyseg"]["median"]) for row in group))
+            cells.append(", ".join(f"{row['ratio']:.2f}" for row in group))
+            cells.append(", ".join(f"{row['tinyseg']['share of floor']:.0%}" for row in group))
+        lines.append(f"| {' | '.join(cells)} |")
+    others = [row for row in rows if "pass" not in row]
+    if others:
+        lines += ["", "| | tinyseg, rival | ratio |", "| --- | --- | ---: |"]
+        lines += [f"| {row['name']} | {_pair(row)} ms | {row['ratio']:.2f} |" for row in others]
+    goals = [row["met"] for row in rows if row["met"] is not None]
+    machine, card = result["machine"], result["card"]
+    caption = (
+        f"Medians of the GPU's own time on {machine['gpu']}, buffers in turns, against PyTorch {machine['torch']} "
+        f"with cuDNN {machine['cuDNN']}, its search for the fastest algorithm, and the better of its memory "
+        "formats; both without TF32, and both with it. A ratio above 1 means that tinyseg is faster. The floor is "
+        f"the time of a pass's bytes at {card['copy'] / 1e12:.2f} TB/s, or of its operations at "
+        f"{card['tf32'] / 1e12:.0f} (TF32) or {max(card['float32'], card['tf32'] / 3) / 1e12:.0f} TFLOP/s, as "
+        f"measured on this card. {sum(goals)} of the {len(goals)} goals in the file are met. "
+        "[Data](benchmarks/results/gpu.json)"
+    )
+    return [*lines, "", caption]
+
+
 def _pair(row: dict[str, Any]) -> str:
-    medians = [row[who]["median"] for who in ("tinyseg", "torch")]
-    return ", ".join(f"{median:.0f}" if median >= 100 else f"{median:.3g}" for median in medians)
+    return ", ".join(_figures(row[who]["median"]) for who in ("tinyseg", "torch"))
+
+
+def _figures(number: float) -> str:
+    """Three of them."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _caption(machine: dict[str, Any], name: str) -> str:
@@ -155,6 +196,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "crf": crf,
     "crf-gain": crf_gain,
     "crf-rnn": crf_rnn,
+    "gpu": gpu,
 }
 """By the name of the mark and of the JSON file: the lines of the table and what is said below it."""
 
