@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyseg import crf, ops
+from tinyseg import crf, cuda, ops
 from tinyseg.backend import Array
 from tinyseg.tape import Tensor, apply, record, recording
 
@@ -159,6 +159,10 @@ def mul(a: Input, b: Input | float) -> Tensor:
     return apply(ops.mul, ops.mul_backward, a, _number(b, like=a))
 
 
+def cast(x: Input, *, dtype: Any) -> Tensor:
+    return apply(ops.cast, ops.cast_backward, x, dtype=dtype)
+
+
 def dropout(x: Input, **options: Any) -> Tensor:
     return apply(ops.dropout, ops.dropout_backward, x, **options)
 
@@ -220,4 +224,4 @@ def _array(value: Input) -> Array:
 
 
 def _number(value: Input | float, *, like: Input) -> Input:
-    return np.asarray(value, _array(like).dtype) if isinstance(value, int | float) else value
+    return cuda.constant_like(np.array(value), _array(like)) if isinstance(value, int | float) else value

@@ -5,7 +5,7 @@ import pytest
 
 from tinyseg import functional as F
 from tinyseg import models, nn, ops
-from tinyseg.models.fastfcn import JPU, JPUX, FastFCN, present_classes
+from tinyseg.models.fastfcn import JPU, JPUX, FastFCN
 from tinyseg.models.network import CrossEntropy, total
 from tinyseg.models.summary import sketch
 
@@ -194,11 +194,6 @@ def test_auxiliary_weights_of_the_recipes(rng, head, weight):
     main, beside = (ops.cross_entropy(logits.data, labels)[0] for logits in outputs[:2])
     loss = total(net.losses(outputs, labels, CrossEntropy()))
     np.testing.assert_allclose(loss.data, main + weight * beside, rtol=1e-6)
-
-
-def test_present_classes():
-    labels = np.array([[[0, 2], [2, 255]], [[1, 1], [1, 1]]])
-    assert present_classes(labels, 4, 255).tolist() == [[True, False, True, False], [False, True, False, False]]
 
 
 def test_without_auxiliary_head(rng):

@@ -93,7 +93,7 @@ class DeepLab(SegmentationNetwork):
     def counted(self, maps: np.ndarray) -> np.ndarray:
         """What counts of labels or weights (N, H, W): all, or every s-th pixel."""
         stride = self.output_stride if self.shrunk_labels else 1
-        return np.ascontiguousarray(maps[:, ::stride, ::stride])
+        return maps[:, ::stride, ::stride]
 
 
 class FullyConnected(nn.Module):

@@ -70,14 +70,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import cuda, nn
 from tinyseg import functional as F
-from tinyseg import nn
 from tinyseg.functional import Input
 from tinyseg.models import backbones
 from tinyseg.models.aspp import ASPP, conv1x1, conv3x3, normalised_by_running
 from tinyseg.models.backbones import classifier
 from tinyseg.models.deeplab import check_settings
 from tinyseg.models.network import LearningRates, PixelLoss, SegmentationNetwork
+from tinyseg.ops.label_maps import present_classes
 from tinyseg.tape import Tensor
 
 HEADS = ("fcn", "psp", "encnet", "deeplab")
@@ -233,7 +234,7 @@ class EncodingModule(nn.Module):
     def forward(self, x: Input) -> tuple[Tensor, Tensor]:
         residuals = self.norm(self.encoding(self.conv(x)))  # N C K
         N, C, K = residuals.shape
-        mean = np.full((K, 1), 1 / K, residuals.data.dtype)
+        mean = cuda.constant_like(np.full((K, 1), 1 / K), residuals.data)
         image = F.reshape(F.linear(residuals, mean), (N, C))
         gate = F.reshape(F.sigmoid(self.fc(image)), (N, 1, 1, C))
         return F.relu(F.add(x, F.mul(x, gate))), self.presence(image)
@@ -391,12 +392,3 @@ class FastFCN(SegmentationNetwork):
             present = present_classes(labels, self.classes, pixel_loss.ignore_label)
             losses["presence"] = F.mul(F.bce_with_logits(outputs.presence, present), self.presence_weight)
         return losses
-
-
-def present_classes(labels: np.ndarray, classes: int, ignore_label: int | None = None) -> np.ndarray:
-    """Which classes there are in each of the label maps (N, H, W): bool (N, classes)."""
-    present = np.zeros((labels.shape[0], classes), bool)
-    for image, known in zip(labels, present, strict=True):
-        values = np.unique(image)
-        known[values[values != ignore_label] if ignore_label is not None else values] = True
-    return present

@@ -34,7 +34,7 @@ class CrossEntropy:
 
     def __call__(self, logits: Tensor, labels: np.ndarray, weights: np.ndarray | None = None, /) -> Tensor:
         if weights is not None:
-            weights = np.asarray(weights, logits.data.dtype)
+            weights = weights.astype(logits.data.dtype, copy=False)
         return F.cross_entropy(logits, labels, pixel_weights=weights, ignore_label=self.ignore_label)
 
 
