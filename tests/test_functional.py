@@ -23,6 +23,7 @@ CALLS = {
     "balanced_edge_loss": ([IMAGE], {"edges": INDEX > 3}),
     "batch_norm": ([IMAGE, (3,), (3,)], {"relu": True}),
     "bce_with_logits": ([IMAGE], {"targets": (INDEX > 2).astype(np.float64)}),
+    "cast": ([IMAGE], {"dtype": np.float64}),
     "concat": ([IMAGE, (2, 4, 6, 1), (2, 4, 6, 2)], {}),
     "conv2d": ([IMAGE, (3, 2, 3, 4), (4,)], {"stride": 2, "padding": 1}),
     "conv_transpose2d": ([IMAGE, (3, 2, 4, 3), (4,)], {"stride": 2, "padding": 1}),

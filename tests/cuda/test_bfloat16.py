@@ -61,3 +61,26 @@ def test_types_that_do_not_fit(host):
             ops.relu_backward(exact, cache)
     with pytest.raises(TypeError, match="x must be float32 or float64, got bfloat16"):
         ops.relu(np.ones(3, ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (4, 300)])
+def test_cast_there_and_back(machine, shape):
+    x, dy = machine.numbers(*shape, dtype=np.float32), machine.numbers(*shape).astype(ml_dtypes.bfloat16)
+    for device in machine.devices:
+        with cuda.on(device):
+            y, cache = ops.cast(cuda.to_device(x), dtype="bfloat16")
+            dx = ops.cast_backward(cuda.to_device(dy), cache)
+            assert ops.cast(y, dtype=cuda.bfloat16())[0] is y
+            y, dx = cuda.to_host(y), cuda.to_host(dx)
+        np.testing.assert_array_equal(y.view(np.uint16), x.astype(ml_dtypes.bfloat16).view(np.uint16))
+        np.testing.assert_array_equal(dx, dy.astype(np.float32))
+
+
+def test_cast_from_float64(machine):
+    x = machine.numbers(3, 7)
+    with cuda.on(machine.devices[0]):
+        y, cache = ops.cast(cuda.to_device(x), dtype="bfloat16")
+        dx = ops.cast_backward(y, cache)
+        narrow, _ = ops.cast(dx, dtype="float32")
+        assert (dx.dtype, narrow.dtype) == (np.float64, np.float32)
+        np.testing.assert_allclose(cuda.to_host(dx), x, rtol=2**-8)

@@ -23,6 +23,7 @@ from tinyseg.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward
 from tinyseg.ops.balanced_edge_loss import balanced_edge_loss, balanced_edge_loss_backward
 from tinyseg.ops.batch_norm import batch_norm, batch_norm_backward
 from tinyseg.ops.bce_with_logits import bce_with_logits, bce_with_logits_backward
+from tinyseg.ops.cast import cast, cast_backward
 from tinyseg.ops.concat import concat, concat_backward, slice, slice_backward
 from tinyseg.ops.conv2d import conv2d, conv2d_backward
 from tinyseg.ops.conv_transpose2d import conv_transpose2d, conv_transpose2d_backward
@@ -66,6 +67,8 @@ __all__ = [
     "batch_norm_backward",
     "bce_with_logits",
     "bce_with_logits_backward",
+    "cast",
+    "cast_backward",
     "concat",
     "concat_backward",
     "conv2d",
