@@ -22,6 +22,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
         ("tinyseg.train.errors", "UserError"),
         ("tinyseg.data.sample", "DataError"),
         ("tinyseg.interop.errors", "WeightsError"),
+        ("tinyseg.cuda.errors", "CudaError"),
     ):
         if module in sys.modules:
             classes.append(getattr(sys.modules[module], name))

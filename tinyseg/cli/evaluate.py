@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from tinyseg.cli.crf import Changes, Preset
-from tinyseg.cli.inference import Average, Flip, OutputStride, Scales, Stride, Tile, Window, inference_options
+from tinyseg.cli.inference import (
+    Average,
+    Device,
+    Flip,
+    OutputStride,
+    Scales,
+    Stride,
+    Tile,
+    Window,
+    inference_options,
+)
 
 
 def command(
@@ -27,6 +37,7 @@ def command(
     stride: Stride = None,
     average: Average = "probabilities",
     output_stride: OutputStride = None,
+    device: Device = "cpu",
     crf: Preset = None,
     crf_set: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of tables.")] = False,
@@ -54,7 +65,7 @@ def command(
         raise SettingError(f"--weights must be best or last, got {weights!r}")
     options = inference_options(tile, scales, flip, window, stride, average)
     parameters = crf_parameters(crf, crf_set or ())
-    network, found = load(run, weights, output_stride=output_stride)
+    network, found = load(run, weights, output_stride=output_stride, device=device)
     dataset = open_dataset(found, split, data)
     with progress_bar("predicting") as progress:
         scores = evaluate(

@@ -1,6 +1,6 @@
 """The options of `tinyseg eval` and `tinyseg predict` that say how a network looks at an image."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,9 @@ Stride = Annotated[
 ]
 Average = Annotated[
     str, typer.Option("--average", help="What to average: probabilities, logits, or take the maximum.")
+]
+Device = Annotated[
+    Literal["cpu", "cuda"], typer.Option("--device", help="Where the network runs: cuda is an NVIDIA GPU.")
 ]
 OutputStride = Annotated[
     int | None,

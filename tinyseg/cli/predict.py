@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from tinyseg.cli.crf import Changes, Preset
-from tinyseg.cli.inference import Average, Flip, OutputStride, Scales, Stride, Tile, Window, inference_options
+from tinyseg.cli.inference import (
+    Average,
+    Device,
+    Flip,
+    OutputStride,
+    Scales,
+    Stride,
+    Tile,
+    Window,
+    inference_options,
+)
 
 
 def command(
@@ -25,6 +35,7 @@ def command(
     stride: Stride = None,
     average: Average = "probabilities",
     output_stride: OutputStride = None,
+    device: Device = "cpu",
     crf: Preset = None,
     crf_set: Changes = None,
 ) -> None:
@@ -63,6 +74,7 @@ def command(
             out,
             weights=weights,
             output_stride=output_stride,
+            device=device,
             overlays=overlays,
             crf=parameters,
             progress=progress,

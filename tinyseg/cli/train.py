@@ -49,6 +49,16 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run: the latest of the preset, or --out.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="cpu, or cuda for a GPU (train.device).")
+    ] = None,
+    cuda_graph: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graph",
+            help="On a GPU, record a step and start its kernels together (train.cuda_graph).",
+        ),
+    ] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random (train.seed).")] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Print the configuration, a TOML file to start from, and stop.")
@@ -68,6 +78,7 @@ def command(
     [bold]tinyseg train[/]
     [bold]tinyseg train isbi --data ~/data/isbi2012 --set train.epochs=20 --set optim.lr=0.001[/]
     [bold]tinyseg train isbi --resume[/]
+    [bold]tinyseg train fc_densenet --data ~/data/camvid --device cuda[/]
     [bold]tinyseg train mine.toml --set model.name=fcn16s --init runs/fcn32s[/]
     """
     from rich.console import Console
@@ -86,6 +97,10 @@ def command(
         if resume:
             raise SettingError("--init starts a run, and --resume goes on with one: give one of them")
         changes.append(f"train.init={init.expanduser().absolute()}")
+    if device is not None:
+        changes.append(f"train.device={device}")
+    if cuda_graph:
+        changes.append("train.cuda_graph=true")
     if seed is not None:
         changes.append(f"train.seed={seed}")
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class Gpu:
         self.shared_limit: int = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
         self._functions: dict[tuple[int, str], Any] = {}
         self._recorded: Recorded | None = None  # what is being recorded now
+        self._graphs: weakref.WeakSet[Recorded] = weakref.WeakSet()  # what was recorded, and is still held
         self._copies: Any = None  # the stream of uploads that run beside kernels
         self._in_flight: deque = deque()  # (event, array of the host) of each of them
 
@@ -90,9 +92,10 @@ class Gpu:
         return array.data.ptr  # type: ignore[attr-defined]
 
     def memory(self) -> Memory:
-        pool = self.cupy.get_default_memory_pool()
+        pools = [self.cupy.get_default_memory_pool(), *(graph.pool for graph in self._graphs)]
+        used, reserved = sum(pool.used_bytes() for pool in pools), sum(pool.total_bytes() for pool in pools)
         free, total = self.cupy.cuda.runtime.memGetInfo()
-        return Memory(pool.used_bytes(), pool.total_bytes(), free, total)
+        return Memory(used, reserved, free, total)
 
     @property
     def is_recording(self) -> bool:
@@ -116,6 +119,7 @@ class Gpu:
                 self._recorded = None
             recorded.graph = stream.end_capture()
         recorded.fill_constants()
+        self._graphs.add(recorded)
 
     def _allocate(self, make: Callable[[], Result]) -> Result:
         try:

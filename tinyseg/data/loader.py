@@ -26,6 +26,12 @@ class Batch(NamedTuple):
     weights: np.ndarray | None  # float32 N H W; None where the samples have none
     names: tuple[str, ...]
 
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Batch":
+        """The batch with each of its arrays changed."""
+        labels = None if self.labels is None else change(self.labels)
+        weights = None if self.weights is None else change(self.weights)
+        return Batch(change(self.images), labels, weights, self.names)
+
 
 class Loader:
     """Batches of a data set, made by background threads while the network works on earlier ones.

@@ -41,7 +41,7 @@ from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 
-from tinyseg import ops
+from tinyseg import cuda, ops
 from tinyseg.backend import Array
 from tinyseg.models.network import SegmentationNetwork
 from tinyseg.tape import no_grad
@@ -227,7 +227,7 @@ def _tiled(network: SegmentationNetwork, image: Array, tile: int | None, margin:
     logits = np.empty((height, width, network.classes), image.dtype)
     for h in range(0, height, rows):
         for v in range(0, width, columns):
-            answer = network(extended[:, h : h + input_rows, v : v + input_columns]).data[0]
+            answer = _answer(network, extended[:, h : h + input_rows, v : v + input_columns])
             part = logits[h : h + rows, v : v + columns]
             part[...] = answer[margin : margin + part.shape[0], margin : margin + part.shape[1]]
     return logits
@@ -243,9 +243,14 @@ def _windowed(network: SegmentationNetwork, image: Array, window: tuple[int, int
     for h in _starts(extended.shape[0], rows, stride):
         for v in _starts(extended.shape[1], columns, stride):
             place = (slice(h, h + rows), slice(v, v + columns))
-            logits[place] += network(np.ascontiguousarray(extended[place])[None]).data[0]
+            logits[place] += _answer(network, np.ascontiguousarray(extended[place])[None])
             seen[place] += 1
     return (logits / seen)[:height, :width]
+
+
+def _answer(network: SegmentationNetwork, images: np.ndarray) -> np.ndarray:
+    """The logits of a batch of one image. Images are put together on the CPU, wherever the network is."""
+    return cuda.to_host(network(cuda.to_device(images) if network.on_gpu else images).data)[0]
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:

@@ -13,6 +13,8 @@ from tinyseg.optim import Optimiser, schedules
 from tinyseg.train import settings
 from tinyseg.train.config import Config
 from tinyseg.train.errors import SettingError
+from tinyseg.train.loss import PixelLoss
+from tinyseg.train.step import Steps
 
 
 def open_dataset(config: Config, part: str, split: str | None = None) -> Dataset:
@@ -92,6 +94,21 @@ def optimiser(config: Config, net: SegmentationNetwork, steps_per_epoch: int) ->
         return {"adam": optim.Adam, "adamw": optim.AdamW}[settings.name](groups, betas=settings.betas, **common)
     except ValueError as error:
         raise SettingError(f"optim: {error}") from error
+
+
+def steps(config: Config, net: SegmentationNetwork, optimiser: Optimiser, loss: PixelLoss) -> Steps:
+    """What takes the steps, with the network where it is to be trained."""
+    settings = config.train
+    if settings.device == "cpu" and (settings.cuda_graph or settings.precision != "float32"):
+        raise SettingError(
+            "train.cuda_graph and train.precision are for training on a GPU: add --device cuda, or leave them out"
+        )
+    if settings.cuda_graph and settings.accumulate > 1:
+        raise SettingError(
+            f"train.cuda_graph records steps of one batch, and train.accumulate is {settings.accumulate}; take "
+            "larger batches instead"
+        )
+    return Steps(net, optimiser, loss, clip=config.optim.clip, record=settings.cuda_graph)
 
 
 def learning_rates(config: Config, net: SegmentationNetwork) -> LearningRates:

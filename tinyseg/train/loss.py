@@ -9,6 +9,7 @@ cut to the middle too. A network with auxiliary heads or losses of its own asks 
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg import functional as F
 from tinyseg.data import Dataset
 from tinyseg.data.check import examine
@@ -29,7 +30,9 @@ class PixelLoss:
         size = (logits.shape[1], logits.shape[2])
         labels = middle(labels, size)
         weights = None if weights is None else middle(weights, size).astype(logits.data.dtype, copy=False)
-        class_weights = None if self.class_weights is None else self.class_weights.astype(logits.data.dtype)
+        class_weights = self.class_weights
+        if class_weights is not None:
+            class_weights = cuda.constant_like(class_weights, logits.data)
         loss = F.cross_entropy(
             logits, labels, class_weights=class_weights, pixel_weights=weights, ignore_label=self.ignore_label
         )
@@ -47,7 +50,7 @@ def middle(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             f"{maps.shape[2]} of the labels; both must be of the same images"
         )
     top, left = (maps.shape[1] - size[0]) // 2, (maps.shape[2] - size[1]) // 2
-    return np.ascontiguousarray(maps[:, top : top + size[0], left : left + size[1]])
+    return maps[:, top : top + size[0], left : left + size[1]]
 
 
 def _class_weights(settings: config.Loss, dataset: Dataset) -> np.ndarray | None:

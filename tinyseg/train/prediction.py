@@ -41,12 +41,13 @@ class Predictions:
 
 
 def load(
-    source: str | Path, weights: str = "best", *, output_stride: int | None = None
+    source: str | Path, weights: str = "best", *, output_stride: int | None = None, device: str = "cpu"
 ) -> tuple[SegmentationNetwork, Checkpoint]:
     """The trained network of a run folder, or of a checkpoint file.
 
     weights        of a run: "best" or "last"; a run that has no best checkpoint yet has its last one taken
     output_stride  change it to this one, in a network that can be changed (DeepLab v3 and v3+)
+    device         where the network is put: "cpu", or "cuda" for a GPU
 
     Raises `CheckpointError` or `RunFolderError`, and `SettingError` for an output stride that cannot be.
     """
@@ -60,7 +61,7 @@ def load(
     load_weights(network, found)
     if output_stride is not None:
         _set_output_stride(network, found.config.model.name, output_stride)
-    network.eval()
+    network.to(device).eval()
     return network, found
 
 
@@ -98,6 +99,7 @@ def predict(
     *,
     weights: str = "best",
     output_stride: int | None = None,
+    device: str = "cpu",
     overlays: bool = True,
     crf: Parameters | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -108,6 +110,7 @@ def predict(
     source         a run folder or a checkpoint
     paths          images, and folders of images
     output_stride  another one than in training, for a network that can be changed
+    device         where the network runs: "cpu", or "cuda" for a GPU
     crf            of a dense CRF that sharpens the network's probabilities, `tinyseg.crf.parameters("deeplab_v1")`
     options        of `models.inference.predict_logits`, beyond those of the configuration. If neither tiles nor
                    windows are among them, large images are predicted in tiles of 512 pixels; tiles have a margin
@@ -115,7 +118,7 @@ def predict(
 
     A file that cannot be read is listed in the result, and the others are still done.
     """
-    network, found = load(source, weights, output_stride=output_stride)
+    network, found = load(source, weights, output_stride=output_stride, device=device)
     options = {**found.config.inference.options(), **options}
     check_options(network, options)
     images = list_images(paths)

@@ -25,11 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyseg import optim
+from tinyseg import cuda
 from tinyseg.data import Batch
-from tinyseg.models.network import total
-from tinyseg.tape import Tensor
-from tinyseg.train import build, checkpoint, files, start
+from tinyseg.train import build, checkpoint, feed, files, start
 from tinyseg.train.checkpoint import Checkpoint, Labels, Progress
 from tinyseg.train.config import Config, from_tables, preset, to_tables
 from tinyseg.train.errors import CheckpointError, DivergedError, SettingError
@@ -113,9 +111,12 @@ class Trainer:
         self.started = source.into(self.network, self.labels.classes) if source else None
         if config.train.freeze_norm:
             self.network.freeze_norms(scale_and_shift=True)
+        self.on_gpu = config.train.device == "cuda"
+        self.network.to(config.train.device)
         self.steps_per_epoch = -(-len(self.loader) // config.train.accumulate)
         self.optimiser = build.optimiser(config, self.network, self.steps_per_epoch)
         self.loss = PixelLoss(config.loss, self.train_set)
+        self.steps = build.steps(config, self.network, self.optimiser, self.loss)
         self.progress = Progress()
         self.saved_step = 0  # of the last checkpoint
         self.images_per_second: float | None = None  # of the last epoch
@@ -131,7 +132,7 @@ class Trainer:
     def fit(self) -> Result:
         """Train until all epochs are done, or until the process is asked to stop."""
         try:
-            with self.stop:
+            with self.stop, cuda.allow_tf32(self.config.train.precision == "tf32"):
                 self._tell("run_started", self)
                 self._run_epochs()
         except BaseException:
@@ -158,6 +159,8 @@ class Trainer:
         self._tell("epoch_started", self.progress.epoch + 1)
         started, images = time.perf_counter(), 0
         batches = self.loader.epoch(self.progress.epoch, start=self.progress.batch)
+        if self.on_gpu:
+            batches = feed.ahead(batches)
         with contextlib.closing(batches):  # type: ignore[type-var]  stops the loader's threads
             for group in _groups(batches, self.config.train.accumulate):
                 began = time.perf_counter()
@@ -173,24 +176,13 @@ class Trainer:
 
     def train_step(self, group: Sequence[Batch]) -> float:
         """Change the weights once, by the mean gradient of some batches. Returns their mean loss."""
-        self.optimiser.zero_grad()
-        losses, terms = [], []
-        for number, batch in enumerate(group):
-            assert batch.labels is not None
-            outputs = self.network.outputs(Tensor(batch.images))
-            step = self.progress.step * self.config.train.accumulate + number
-            parts = self.network.losses(outputs, batch.labels, self.loss, weights=batch.weights, step=step)
-            loss = total(parts)
-            losses.append(float(loss.data))
-            terms.append({name: float(part.data) for name, part in parts.items()})
-            if not np.isfinite(losses[-1]):
-                raise DivergedError(self._diverged(f"the loss became {losses[-1]}", batch))
-            loss.backward(np.full_like(loss.data, 1 / len(group)))
-        if self.config.optim.clip is not None:
-            norm = optim.clip_gradients(self.optimiser.parameters, self.config.optim.clip)
-            if not np.isfinite(norm):
-                raise DivergedError(self._diverged(f"the gradient's norm became {norm}", group[-1]))
-        self.optimiser.step()
+        number = self.progress.step * self.config.train.accumulate
+        losses, terms, norm = self.steps.take(group, number)
+        for loss, batch in zip(losses, group, strict=True):
+            if not np.isfinite(loss):
+                raise DivergedError(self._diverged(f"the loss became {loss}", batch))
+        if norm is not None and not np.isfinite(norm):
+            raise DivergedError(self._diverged(f"the gradient's norm became {norm}", group[-1]))
 
         images = [len(batch.names) for batch in group]
         self.progress.step += 1
@@ -270,6 +262,8 @@ class Trainer:
             "seconds": round(self.progress.seconds, 3),
             "peak_memory_mb": None if peak is None else round(peak / 2**20),
         }
+        if self.on_gpu:
+            row["gpu_memory_mb"] = round(cuda.memory().reserved / 2**20)
         if len(self.progress.loss_terms) > 1:
             row["loss_terms"] = {
                 name: value / max(self.progress.images, 1) for name, value in self.progress.loss_terms.items()
@@ -318,7 +312,7 @@ class Trainer:
     def _check_weights(self) -> None:
         """Refuse to write weights that are not numbers over ones that are."""
         for name, parameter in self.network.named_parameters():
-            if not np.isfinite(parameter.data).all():
+            if not np.isfinite(cuda.to_host(parameter.data)).all():
                 raise DivergedError(self._diverged(f"the weights {name} are no longer finite"))
 
     def _diverged(self, what: str, batch: Batch | None = None) -> str:

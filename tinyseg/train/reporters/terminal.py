@@ -132,6 +132,8 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
         parts.append(f"{row['images_per_second']:.1f} images/s")
     if row["peak_memory_mb"]:
         parts.append(f"{row['peak_memory_mb']} MB")
+    if row.get("gpu_memory_mb"):
+        parts.append(f"{row['gpu_memory_mb']} MB on the GPU")
     parts.append(duration(row["seconds"]))
     return "  ".join(parts)
 
