@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
-from tinyseg.crf import fused
+from tinyseg.crf import arrays, fused, fused_device
 from tinyseg.crf.filters import Normalised
 from tinyseg.crf.mean_field import check_model, softmax, update
 
@@ -50,13 +51,17 @@ def _marginals(
     unary: Array, couplings: Sequence[Array], filters: Sequence[Normalised], iterations: int, *, all_steps: bool
 ) -> Iterator[Array]:
     """All Q^t, or only such as come for free, of which the last is Q^T."""
-    couplings = [np.asarray(coupling, unary.dtype) for coupling in couplings]
+    couplings = [c if cuda.on_gpu(c) else np.asarray(c, unary.dtype) for c in couplings]
     check_model("infer", unary, couplings, filters, iterations)
     if fused.applies_to(unary, filters):
         unary = np.ascontiguousarray(unary)
         yield from fused.marginals(unary, couplings, filters, iterations, all_steps=all_steps)
         return
-    q = softmax(-unary)
+    if fused_device.applies_to(unary, couplings, filters):
+        yield from fused_device.marginals(unary, couplings, filters, iterations, all_steps=all_steps)
+        return
+    couplings = [arrays.here(coupling, unary) for coupling in couplings]
+    q = softmax(arrays.negative(unary))
     yield q
     for _ in range(iterations):
         q = softmax(update(unary, q, couplings, filters))

@@ -38,13 +38,18 @@ Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 201
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyseg import cuda, ops
 from tinyseg.backend import Array
+from tinyseg.crf import arrays
 from tinyseg.crf.filters import Normalised
 from tinyseg.ops import checks
+from tinyseg.ops.arithmetic import MulCache
+from tinyseg.ops.linear import LinearCache
+from tinyseg.ops.softmax import SoftmaxCache
 
 
 class MeanFieldCache(NamedTuple):
@@ -61,8 +66,8 @@ def mean_field(
     check_model("mean_field", unary, couplings, filters, iterations)
     if logits and iterations == 0:
         raise ValueError("mean_field: logits=True needs at least one iteration")
-    marginals = [softmax(-unary)]
-    x = -unary
+    x = arrays.negative(unary)
+    marginals = [softmax(x)]
     for _ in range(iterations):
         x = update(unary, marginals[-1], couplings, filters)
         marginals.append(softmax(x))
@@ -84,60 +89,65 @@ def mean_field_backward(
 
 def softmax(x: Array) -> Array:
     """Over the last axis."""
-    y = np.exp(x - x.max(axis=-1, keepdims=True))
-    y /= y.sum(axis=-1, keepdims=True)
-    return y
+    return ops.softmax(x)[0]
 
 
 def update(unary: Array, q: Array, couplings: Sequence[Array], filters: Sequence[Normalised]) -> Array:
     """X = -U - sum_m C_m F_m Q, (N, L)."""
-    x = -unary
+    x = arrays.negative(unary)
     for coupling, kernel in zip(couplings, filters, strict=True):
-        x -= couple(coupling, kernel.apply(q))
+        x = ops.add(x, couple(arrays.negative(coupling), kernel.apply(q)))[0]
     return x
 
 
 def couple(coupling: Array, message: Array) -> Array:
     """C applied to each row of a message (N, L)."""
-    return message @ coupling.T if coupling.ndim == 2 else message * coupling
+    if coupling.ndim == 2:
+        return ops.linear(message, coupling.transpose())[0]
+    return ops.mul(message, coupling)[0]
 
 
 def backward_pass(
     dq: Array, cache: MeanFieldCache, *, need_couplings: Sequence[bool], need_bandwidths: bool = False
 ) -> tuple[Array, list[Array | None], list[Array]]:
     """d_unary, d_couplings, and the gradient with respect to each filter's log bandwidths, float64 (d,)."""
-    d_unary = np.zeros_like(dq)
-    wanted = zip(cache.couplings, need_couplings, strict=True)
-    d_couplings = [np.zeros_like(coupling) if needed else None for coupling, needed in wanted]
-    d_bandwidths = [np.zeros(1)] * len(cache.filters)
-    g = dq
+    minus = [arrays.negative(coupling) for coupling in cache.couplings]
+    d_unary: Any = None
+    d_couplings: list[Array | None] = [None] * len(minus)
+    d_bandwidths = [np.zeros(1)] * len(minus)
+    g: Any = dq
     for step in range(len(cache.marginals) - 2, -1, -1):
         q, result_of_step = cache.marginals[step], cache.marginals[step + 1]
-        dx = g if g is dq and cache.logits else _softmax_backward(g, result_of_step)
-        d_unary -= dx
-        g = np.zeros_like(dq)
-        for m, (coupling, kernel) in enumerate(zip(cache.couplings, cache.filters, strict=True)):
-            d_message = -couple(coupling.T, dx)
-            g += kernel.apply_transpose(d_message)
-            d_coupling = d_couplings[m]
-            if d_coupling is not None:
-                d_coupling -= _coupling_gradient(coupling.ndim, dx, kernel.apply(q))
+        dx = _softmax_backward(g, result_of_step) if g is not dq or not cache.logits else dq
+        d_unary = _plus(d_unary, dx)
+        g = None
+        for m, kernel in enumerate(cache.filters):
+            d_message = couple(minus[m].transpose(), dx)
+            g = _plus(g, kernel.apply_transpose(d_message))
+            if need_couplings[m]:
+                d_couplings[m] = _plus(d_couplings[m], _coupling_gradient(minus[m], dx, kernel.apply(q)))
             if need_bandwidths:
                 d_bandwidths[m] = d_bandwidths[m] + kernel.log_bandwidth_gradient(d_message, q)
-    d_unary -= _softmax_backward(g, cache.marginals[0])
-    return d_unary, d_couplings, d_bandwidths
+        if g is None:  # there are no filters, and each step starts from the unary energies again
+            break
+    else:
+        d_unary = _plus(d_unary, _softmax_backward(g, cache.marginals[0]))
+    return arrays.negative(d_unary), [d if d is None else arrays.negative(d) for d in d_couplings], d_bandwidths
 
 
 def _softmax_backward(g: Array, q: Array) -> Array:
-    return q * (g - np.sum(q * g, axis=-1, keepdims=True))
+    return ops.softmax_backward(g, SoftmaxCache(q))
 
 
-def _coupling_gradient(axes: int, dx: Array, message: Array) -> Array:
+def _coupling_gradient(coupling: Array, dx: Array, message: Array) -> Any:
     """sum_i dx_i message_iᵀ, and of it the diagonal for a coupling (L,) or the trace for ()."""
-    if axes == 2:
-        return dx.T @ message
-    diagonal = np.einsum("nl,nl->l", dx, message)
-    return diagonal if axes == 1 else diagonal.sum()
+    if coupling.ndim == 2:
+        return ops.linear_backward(message, LinearCache(dx, coupling, False), need=(False, True, False))[1]
+    return ops.mul_backward(dx, MulCache(message, coupling), need=(False, True))[1]
+
+
+def _plus(total: Array | None, part: Array) -> Array:
+    return part if total is None else ops.add(total, part)[0]
 
 
 # --------------------------------------------------------------------------------------------------------- checks
@@ -147,7 +157,7 @@ def check_model(
     operator: str, unary: Array, couplings: Sequence[Array], filters: Sequence[Normalised], iterations: int
 ) -> None:
     """Shapes, types and values of a model fit together."""
-    named = {f"coupling {m}": coupling for m, coupling in enumerate(couplings)}
+    named: dict[str, Any] = {f"coupling {m}": coupling for m, coupling in enumerate(couplings)}
     checks.floating(operator, unary=unary, **named)
     checks.rank(operator, "unary", unary, "N L")
     check_finite(operator, "unary", unary)
@@ -173,7 +183,12 @@ def check_model(
 
 
 def check_finite(operator: str, name: str, array: Array) -> None:
-    """No NaN and no infinity; the message says how many there are, and where the first is."""
+    """No NaN and no infinity; the message says how many there are, and where the first is.
+
+    Arrays on a GPU are not looked at: the host would have to wait for it.
+    """
+    if cuda.on_gpu(array):
+        return
     if np.isfinite(np.sum(array, dtype=np.float64)):  # one cheap pass; a sum is not finite if any element is not
         return
     bad = ~np.isfinite(array)
