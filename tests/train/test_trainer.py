@@ -80,6 +80,20 @@ def test_validation_and_eval_look_at_images_as_the_configuration_says(tmp_path, 
     assert (as_said != whole).any()
 
 
+def test_a_run_ends_when_its_score_no_longer_rises(tmp_path, tiny):
+    """Weights that do not move have the score of the first epoch for ever."""
+    resting = config.override(
+        tiny, ["optim.lr=1e-30", "train.epochs=9", "train.patience=2", "train.freeze_norm=true"]
+    )
+    result = train(resting, tmp_path / "run", reporters=[])
+    assert (result.epochs, result.best_epoch, result.stopped_by) == (3, 1, None)
+    assert train(out=tmp_path / "run", resume=True, reporters=[]).epochs == 3
+    assert (
+        train(config.override(resting, ["train.patience=4"]), tmp_path / "run", resume=True, reporters=[]).epochs
+        == 5
+    )
+
+
 # ------------------------------------------------------------------------------------------------ the same bits
 
 

@@ -121,6 +121,7 @@ class Train:
         False, "batch normalisation with the statistics that are there, which are kept; for trained networks"
     )
     score: Literal["mean_iou", "pixel_accuracy"] = setting("mean_iou", "what decides which epoch is the best")
+    patience: int | None = setting(None, "epochs without a better score after which the run ends", minimum=1)
     validate_every: int = setting(1, "epochs between validations", minimum=1)
     pictures: int = setting(4, "validation images in the contact sheet", minimum=1)
     prefetch: int = setting(4, "batches made ready in the background", minimum=0)

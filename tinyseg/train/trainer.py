@@ -145,13 +145,19 @@ class Trainer:
     def _run_epochs(self) -> None:
         if self.progress.step == 0:
             self.save_last()  # also shows at once whether the folder can be written to
-        while self.progress.epoch < self.config.train.epochs and not self.stop:
+        while self.progress.epoch < self.config.train.epochs and not self.out_of_patience and not self.stop:
             self.train_epoch()
             scores = None if self.stop else self.validate()
             if self.stop:
                 self.save_last()  # in the middle of an epoch
             else:
                 self.finish_epoch(scores)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the score has not risen for as many epochs as the configuration waits."""
+        patience, best = self.config.train.patience, self.progress.best_epoch
+        return patience is not None and best is not None and self.progress.epoch - best >= patience
 
     def train_epoch(self) -> None:
         """One pass over the training images, from where the epoch stands; ends early when asked to stop."""

@@ -147,6 +147,8 @@ def closing_lines(trainer: "Trainer", result: "Result") -> list[str]:
             f"Stopped by {result.stopped_by} after step {trainer.progress.step}; nothing is lost. To go on:\n"
             f"    tinyseg train --resume --out {run.folder}"
         )
+    elif trainer.out_of_patience:
+        lines.append(f"Ended: no better {trainer.config.train.score} in {trainer.config.train.patience} epochs")
     if result.best_score is not None:
         lines.append(f"Best {trainer.config.train.score} {result.best_score:.4f}, in epoch {result.best_epoch}")
     for heading, path in (("Weights", run.best), ("Curves", run.curves), ("Samples", run.samples)):
