@@ -5,7 +5,7 @@
 
 Two stages, as in Jegou et al. (CVPR workshops 2017, section 4.1) and the preset fc_densenet: windows of 224 x 224
 from nothing, then whole frames with a tenth of the learning rate, each until the score on the validation frames
-has not risen for 100 epochs. It wants a GPU: an epoch of the first stage is 122 steps of 3 windows. Interrupted, or
+has not risen for 100 epochs. It wants a GPU: an epoch of the first stage is 122 steps of 3 windows. Stopped, or
 after --minutes, the same command goes on from the last checkpoint. At the end, and whenever it is interrupted, the
 best weights so far are measured on the 233 test frames. `results/camvid_paper.json` then has our score beside the
 paper's 58.9 %, and how far the training got.
