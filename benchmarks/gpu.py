@@ -209,10 +209,11 @@ def run_group(group: str, report: Report, budget: Budget) -> Outcome:
     card = gpu_measure.measure_card(gpu_measure.CudaEvents())
     report.put_part("card", card._asdict())
     report.put_part("settings", {name: gpu_measure.settings(name) for name in gpu_measure.TOLERANCES})
-    return run_rows(jobs(group, card), report, budget, gpu_measure.gpu_is_alive)
+    of_group = training_jobs(card) if group == "training" else operator_jobs(group, card)
+    return run_rows(of_group, report, budget, gpu_measure.gpu_is_alive)
 
 
-def jobs(group: str, card: Any) -> Iterator[Job]:
+def operator_jobs(group: str, card: Any) -> Iterator[Job]:
     from benchmarks import gpu_cases, gpu_measure
 
     for case in gpu_cases.cases():
@@ -224,6 +225,13 @@ def jobs(group: str, card: Any) -> Iterator[Job]:
                 stopwatch = gpu_measure.CudaEvents()
                 measure = partial(gpu_measure.measure, *about, card, stopwatch)
                 yield Job(gpu_measure.identity(*about), measure)
+
+
+def training_jobs(card: Any) -> Iterator[Job]:
+    from benchmarks import gpu_training
+
+    for identity, about in gpu_training.rows():
+        yield Job(identity, partial(gpu_training.measure, *about, card, gpu_training.WallClock()))
 
 
 def line(row: dict[str, Any]) -> str:

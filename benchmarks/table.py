@@ -156,8 +156,10 @@ def gpu(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     others = [row for row in rows if "pass" not in row]
     if others:
-        lines += ["", "| | tinyseg, rival | ratio |", "| --- | --- | ---: |"]
-        lines += [f"| {row['name']} | {_pair(row)} ms | {row['ratio']:.2f} |" for row in others]
+        lines += ["", "| training step | precision | tinyseg, torch | ratio |", "| --- | --- | --- | ---: |"]
+        lines += [
+            f"| {row['name']} | {row['precision']} | {_pair(row)} ms | {row['ratio']:.2f} |" for row in others
+        ]
     goals = [row["met"] for row in rows if row["met"] is not None]
     machine, card = result["machine"], result["card"]
     caption = (

@@ -12,7 +12,7 @@ from tinyseg import cuda
 
 torch = pytest.importorskip("torch", reason="PyTorch is the rival of the benchmark: pip install torch")
 
-from benchmarks import gpu, gpu_cases, gpu_measure, table  # noqa: E402
+from benchmarks import gpu, gpu_cases, gpu_measure, gpu_training, table  # noqa: E402
 from benchmarks.gpu_cases import FLOAT32, TF32  # noqa: E402
 
 CASES = {(case.group, case.name): case for case in gpu_cases.cases()}
@@ -121,6 +121,59 @@ def test_precisions_are_set_for_both_and_taken_back():
     assert float32.pop("torch.backends.cudnn.benchmark") is True
     assert len(float32) == 3 and set(float32.values()) == {False}
     assert before == (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, cuda.tf32_is_allowed())
+
+
+# ------------------------------------------------------------------------------------------------ training steps
+
+
+TINY = gpu_training.Setting(base=4, depth=1, batch=2, side=8)
+
+
+def test_the_rows_of_the_training_step():
+    names = [(identity["name"], identity["precision"]) for identity, _ in gpu_training.rows()]
+    setting = "U-Net, 64 channels, depth 4, batch 8, 256 x 256"
+    ways = [f"{setting}, eager", f"{setting}, CUDA graph"]
+    assert names == [(way, precision) for precision in (FLOAT32, TF32) for way in ways]
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [(FLOAT32, 1e-8, 1e-5), (TF32, 1e-5, 1e-2)])
+@pytest.mark.parametrize("way", gpu_training.WAYS)
+def test_every_training_step_agrees_with_torch(on_host, way, precision, least, most):
+    row = gpu_training.measure(way, precision, TINY, CARD, Stopwatch(), place="cpu")
+    assert row["errors"].keys() == {"tinyseg", "contiguous", "channels last"}
+    assert row["errors"]["tinyseg"].keys() == gpu_training.TOLERANCES.keys()
+    assert all(least < error < most for error in row["errors"]["tinyseg"].values())
+    assert row["name"] == f"U-Net, 4 channels, depth 1, batch 2, 8 x 8, {way}"
+    assert (row["ratio"], row["goal"]) == (1.0, {FLOAT32: 1.0, TF32: 0.8}[precision])
+    # Convolutions 3x3 at 64, 16 and 64 pixels, the transposed one, and the classifier, of two images
+    parts = [
+        64 * 9 * (3 * 4 + 4 * 4),
+        16 * 9 * (4 * 8 + 8 * 8),
+        16 * 4 * 8 * 4,
+        64 * 9 * (8 * 4 + 4 * 4),
+        64 * 4 * 21,
+    ]
+    assert row["operations"] == 2 * 2 * (3 * sum(parts) - 64 * 9 * 3 * 4)
+    json.dumps(row)
+
+
+def test_a_wrong_step_is_not_timed(on_host, monkeypatch):
+    class Wrong(gpu_training.OurStep):
+        def make_gradients(self):
+            super().make_gradients()
+            weight = self.network.classifier.weight
+            weight.grad = cuda.to_device(-cuda.to_host(weight.grad))
+
+    monkeypatch.setattr(gpu_training, "OurStep", Wrong)
+    with pytest.raises(AssertionError, match=r"tinyseg: the gradient of the last layer is off by 2.00e[+]00"):
+        gpu_training.measure("eager", FLOAT32, TINY, CARD, Stopwatch(), place="cpu")
+
+
+def test_a_graph_that_does_something_else_is_not_timed(on_host):
+    recorded = gpu_training.RecordedStep(TINY)
+    recorded()
+    with pytest.raises(AssertionError, match="does not change the weights"):
+        gpu_training.check_recorded(recorded, TINY)
 
 
 # -------------------------------------------------------------------------------------------------------- timing
@@ -397,14 +450,14 @@ def test_the_table_is_made_of_the_file(report, monkeypatch):
     report.put(fake_row(name="b", goal=None))
     report.put({"group": "dense", "name": "c", "pass": "forward", "precision": FLOAT32, "failure": "it is off"})
     whole = fake_row(group="training", name="a whole step", ours=31.4)
-    report.put({name: value for name, value in whole.items() if name not in ("pass", "precision", "x")})
+    report.put({name: value for name, value in whole.items() if name not in ("pass", "x")})
     lines = table.gpu(read(report))
     assert lines[2:4] == [
         "| a, 8 x 5 x 6 pixels | forward, data gradient | 1, 4 | 2.00, 0.50 | 50%, 12% | 0.5, 200 | 4.00, 1.50 "
         "| 100%, 0% |",
         "| b, 8 x 5 x 6 pixels | forward | 1 | 2.00 | 50% |  |  |  |",
     ]
-    assert "| a whole step | 31.4, 2 ms | 0.06 |" in lines
+    assert "| a whole step | float32 | 31.4, 2 ms | 0.06 |" in lines
     assert "1.00 TB/s, or of its operations at 150 (TF32) or 50 TFLOP/s" in lines[-1]
     assert "3 of the 5 goals in the file are met" in lines[-1] and "on fake, " in lines[-1]
     assert len({line.count("|") for line in lines[:4]}) == 1
