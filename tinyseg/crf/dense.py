@@ -5,10 +5,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
-from tinyseg.crf import memory, original
+from tinyseg.crf import arrays, memory, original
 from tinyseg.crf.exact import ExactFilter
-from tinyseg.crf.features import bilateral_features, check_image, position_features
+from tinyseg.crf.features import (
+    bandwidths,
+    bilateral_features,
+    check_image,
+    features_on_device,
+    position_features,
+)
 from tinyseg.crf.filters import Filter, Normalised
 from tinyseg.crf.inference import infer, iterate, potts
 from tinyseg.crf.lattice import LatticeFilter
@@ -28,6 +35,8 @@ LOCAL_WINDOW = 11
 
 IMPOSSIBLE = np.float32(1e30)
 """Stands for an infinite energy: no message can outweigh it, and its product with a probability of 0 is 0."""
+
+_cuda = cuda.KernelFile(__file__)
 
 
 def dense_crf(
@@ -56,6 +65,10 @@ def dense_crf(
     backend   "pydensecrf" runs that package instead, if it is installed, to compare with
     memory_limit    in bytes; by default what the system has free. MemoryError says what would be needed
 
+    With scores on a GPU everything is done there, and the result is there, too; the image may be on either side.
+    The methods are "lattice" and "exact". The host waits for the GPU a few times: for the range of the scores, and
+    for the range of the features and the number of vertices of each lattice.
+
     >>> image, scores = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 2), 0.5)
     >>> dense_crf(image, scores, "deeplab_v1", iterations=1).shape
     (4, 6, 2)
@@ -64,6 +77,10 @@ def dense_crf(
         raise ValueError(f"dense_crf: backend must be 'tinyseg' or 'pydensecrf', got {backend!r}")
     if backend == "pydensecrf" and method != "lattice":
         raise ValueError(f"dense_crf: backend 'pydensecrf' has the method 'lattice' alone, not {method!r}")
+    if backend == "pydensecrf" and cuda.on_gpu(scores):
+        raise ValueError(
+            "dense_crf: backend 'pydensecrf' runs on the CPU; bring the scores there with cuda.to_host"
+        )
     chosen = parameters(preset, **changes)
     image, unary = _arguments(image, scores, layout, given, method, memory_limit)
     if backend == "pydensecrf":
@@ -101,7 +118,11 @@ def _arguments(
     """The image (H, W, channels) and the energies (H W, L), checked before anything large is made of them."""
     image = check_image("dense_crf", image)
     height, width, channels = image.shape
-    if np.ndim(scores) == 3:
+    if cuda.on_gpu(scores):
+        image = image if cuda.on_gpu(image) else cuda.to_device(image)
+    elif cuda.on_gpu(image):
+        raise TypeError("dense_crf: the image is on the GPU, the scores are not; move them with cuda.to_device")
+    elif np.ndim(scores) == 3:
         labels = np.shape(scores)[2 if layout == "HWL" else 0]
         need = _needed(height * width, channels, labels, method)
         check_memory("dense_crf", f"{height} x {width} pixels with {labels} labels", need, limit)
@@ -114,19 +135,26 @@ def _model(
     """Couplings and filters."""
     couplings = [potts(chosen.smoothness_weight), potts(chosen.appearance_weight)]
     filters = [Normalised(kernel, chosen.normalisation) for kernel in kernels(image, chosen, method)]
-    check_vertices("dense_crf", filters, labels, limit)
+    if not cuda.on_gpu(image):
+        check_vertices("dense_crf", filters, labels, limit)
     return couplings, filters
 
 
 def _as_scores(q: Array, image: Array, layout: Layout) -> Array:
     q = q.reshape(*image.shape[:2], -1)
-    return q if layout == "HWL" else np.moveaxis(q, 2, 0)
+    return q if layout == "HWL" else q.transpose(2, 0, 1)
 
 
 def kernels(image: Array, chosen: Parameters, method: Method = "lattice") -> tuple[Filter, Filter]:
     """The smoothness and the appearance kernel of an image (H, W, channels)."""
     height, width, _ = image.shape
-    position = position_features(height, width, chosen.smoothness_position)
+    if cuda.on_gpu(image):
+        if method in ("separable", "local"):
+            raise ValueError(f"dense_crf: method {method!r} has no kernels for GPUs; take 'lattice' or 'exact'")
+        smoothness = bandwidths("dense_crf", "smoothness_position", chosen.smoothness_position, 2)
+        position = features_on_device((height, width), smoothness)
+    else:
+        position = position_features(height, width, chosen.smoothness_position)
     colour = bilateral_features(image, chosen.appearance_position, chosen.appearance_colour)
     if method == "lattice":
         return LatticeFilter(position), LatticeFilter(colour)
@@ -144,7 +172,7 @@ def unary_energies(
     size: tuple[int, int], scores: Array, layout: Layout = "HWL", given: Given = "probabilities"
 ) -> Array:
     """Energies (H W, L), float32, contiguous, from the scores of an image of this size (H, W); all checked."""
-    scores = np.asarray(scores)
+    scores = scores if cuda.on_gpu(scores) else np.asarray(scores)
     if layout not in ("HWL", "LHW"):
         raise ValueError(f"dense_crf: layout must be 'HWL' or 'LHW', got {layout!r}")
     if given not in ("probabilities", "logits", "energies"):
@@ -153,7 +181,7 @@ def unary_energies(
         raise TypeError(f"dense_crf: scores must be floats, got {scores.dtype}")
     if scores.ndim != 3 or scores.size == 0:
         raise ValueError(f"dense_crf: scores must have three axes, {', '.join(layout)}; got shape {scores.shape}")
-    scores = scores if layout == "HWL" else np.moveaxis(scores, 0, 2)
+    scores = scores if layout == "HWL" else scores.transpose(1, 2, 0)
     if scores.shape[:2] != tuple(size):
         hint = _layout_hint(size, scores.shape, layout)
         raise ValueError(
@@ -162,6 +190,8 @@ def unary_energies(
         )
     width = scores.shape[1]
     flat = scores.reshape(-1, scores.shape[2])
+    if cuda.on_gpu(flat):
+        return _energies_on_device(flat, given)
 
     def place(point: int) -> str:
         return f"the pixel at row {point // width}, column {point % width}"
@@ -181,6 +211,27 @@ def unary_energies(
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
         energies = np.ascontiguousarray(flat, np.float32)
     return finite_energies("dense_crf", -energies if given == "logits" else energies, place)
+
+
+def _energies_on_device(scores: Array, given: Given) -> Array:
+    """The same for scores (N, L) on a GPU. Only their range is looked at: it does not tell which pixel is wrong."""
+    scores = cuda.contiguous(scores.astype(np.float32, copy=False))
+    low, high = (bound[0] for bound in arrays.ranges(scores.reshape(-1, 1)))
+    if np.isnan(low) or (given == "probabilities" and not np.isfinite(low + high)):
+        raise ValueError("dense_crf: scores are not a number in some pixels")
+    energies = cuda.empty(scores.shape, scores.dtype)
+    count = {"threads": cuda.quads(scores.size)}
+    if given == "probabilities":
+        remedy = "pass given='logits' or given='energies' for others"
+        check_probabilities("dense_crf", "scores", np.array([low, high]), remedy)
+        arguments = (scores, SMALLEST_PROBABILITY, energies, scores.size)
+        _cuda.launch("energies_of_probabilities", *arguments, **count)
+        return energies
+    sign = -1 if given == "logits" else 1
+    if min(sign * low, sign * high) == -np.inf:
+        raise ValueError("dense_crf: an energy is minus infinity for some points; clip it")
+    _cuda.launch("finite_energies", scores, sign, IMPOSSIBLE, energies, scores.size, **count)
+    return energies
 
 
 def check_probabilities(operator: str, name: str, values: Array, remedy: str) -> None:

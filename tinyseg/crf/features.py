@@ -11,7 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
+
+_cuda = cuda.KernelFile(__file__)
 
 
 def position_features(height: int, width: int, bandwidth: float | Sequence[float]) -> Array:
@@ -34,27 +37,43 @@ def bilateral_features(
 ) -> Array:
     """(H W, 2 + C): position and colour of each pixel of an image (H, W, C) or (H, W), with values 0 to 255.
 
-    The position bandwidth is a number or a pair (x, y), the colour bandwidth a number or one for each channel.
+    The position bandwidth is a number or a pair (x, y), the colour bandwidth a number or one for each channel. The
+    features of an image on a GPU are there, too.
     """
     image = check_image("bilateral_features", image)
     height, width, channels = image.shape
     colour = bandwidths("bilateral_features", "colour_bandwidth", colour_bandwidth, channels)
+    if cuda.on_gpu(image):
+        position = bandwidths("bilateral_features", "position_bandwidth", position_bandwidth, 2)
+        return features_on_device((height, width), np.concatenate([position, colour]), image)
     features = np.empty((height * width, 2 + channels), np.float32)
     features[:, :2] = position_features(height, width, position_bandwidth)
     features[:, 2:] = image.reshape(-1, channels).astype(np.float32) / colour
     return features
 
 
+def features_on_device(size: tuple[int, int], bandwidths: Array, image: Array | None = None) -> Array:
+    """x, y and the colours of an image on a GPU, over their bandwidths: (H W, d) in the type of these (d,)."""
+    height, width = size
+    d = len(bandwidths)
+    colours = None if image is None else cuda.contiguous(image.astype(bandwidths.dtype, copy=False))
+    features = cuda.empty((height * width, d), bandwidths.dtype)
+    numbers = (height * width, width, d)
+    arguments = (colours, cuda.constant(bandwidths), *numbers, features)
+    _cuda.launch("make_features", *arguments, threads=height * width)
+    return features
+
+
 def check_image(operator: str, image: Array) -> Array:
-    """The image as an array (H, W, C) with finite values."""
-    image = np.asarray(image)
+    """The image as an array (H, W, C) with finite values. On a GPU they are not looked at."""
+    image = image if cuda.on_gpu(image) else np.asarray(image)
     if image.ndim == 2:
-        image = image[:, :, None]
+        image = image.reshape(*image.shape, 1)
     if image.ndim != 3 or image.size == 0:
         raise ValueError(f"{operator}: image must have shape (H, W, channels) or (H, W), got {image.shape}")
     if image.dtype.kind not in "uif":
         raise TypeError(f"{operator}: image must hold numbers, got {image.dtype}")
-    if image.dtype.kind == "f":
+    if image.dtype.kind == "f" and not cuda.on_gpu(image):
         bad = ~np.isfinite(image)
         if bad.any():
             y, x, channel = np.argwhere(bad)[0]
