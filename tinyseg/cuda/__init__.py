@@ -15,8 +15,8 @@ compiled when they are first launched. An operator's launcher looks like this:
         _cuda.launch("relu_forward", x, slope, y, x.size, threads=cuda.quads(x.size))
         return y
 
-Parts: `signature` reads what kernels take from their source, `kernels` checks and launches, `device` is what it
-launches on, `gpu` that device through CuPy, `nvrtc` the compiler, `machine` what is missing on this computer,
+Parts: `signature` reads what kernels take from the source, `arguments` checks it, `kernels` launches; `device` is
+what they run on, `gpu` that device through CuPy, `nvrtc` the compiler, `machine` what is missing on this computer,
 `precision` how exactly tensor cores multiply.
 """
 
@@ -29,9 +29,10 @@ import numpy as np
 
 from tinyseg.backend import Array
 from tinyseg.cuda import device
+from tinyseg.cuda.arguments import ALIGNMENT
 from tinyseg.cuda.device import Graph, Memory, on
 from tinyseg.cuda.errors import CudaError, OutOfMemory
-from tinyseg.cuda.kernels import ALIGNMENT, WITH_BFLOAT16, KernelFile
+from tinyseg.cuda.kernels import WITH_BFLOAT16, KernelFile
 from tinyseg.cuda.precision import allow_tf32, tf32_is_allowed
 from tinyseg.cuda.signature import bfloat16, real
 

@@ -2,8 +2,8 @@
 // may have no headers at all.
 //
 // The first part is the thin layer between kernels and the machine. It has a second implementation, in tests/cuda,
-// which lets a C++ compiler run the very same kernels on the host. So kernels use these names, and never CUDA's own
-// for barriers, shuffles and assembly.
+// which lets a C++ compiler run the very same kernels on the host. So kernels use these names, and never CUDA's
+// own for barriers, shuffles and assembly.
 
 typedef unsigned char uint8;
 typedef unsigned int uint32;
@@ -36,7 +36,8 @@ template <typename T> DEVICE T shuffle(T value, int source) { return __shfl_sync
 
 DEVICE uint32 high_word(uint32 a, uint32 b) { return __umulhi(a, b); }  // of the 64-bit product
 
-// a * b, rounded before anything is added to it. Where a sum follows, the compiler would do both with one rounding.
+// a * b, rounded before anything is added to it. Where a sum follows, the compiler would do both with one
+// rounding.
 DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
@@ -63,8 +64,8 @@ DEVICE uint32 to_tf32(float x) {
     return bits;
 }
 
-// c += a b on the tensor cores, all lanes of a warp together: a is 16 x 8, b 8 x 8, c 16 x 8. With g = lane / 4 and
-// t = lane % 4, a lane holds
+// c += a b on the tensor cores, all lanes of a warp together: a is 16 x 8, b 8 x 8, c 16 x 8. With g = lane / 4
+// and t = lane % 4, a lane holds
 //     a[0] = a(g, t)      a[1] = a(g + 8, t)      a[2] = a(g, t + 4)      a[3] = a(g + 8, t + 4)
 //     b[0] = b(t, g)      b[1] = b(t + 4, g)
 //     c[0] = c(g, 2t)     c[1] = c(g, 2t + 1)     c[2] = c(g + 8, 2t)     c[3] = c(g + 8, 2t + 1)
@@ -75,13 +76,41 @@ DEVICE void mma_tf32(float *c, const uint32 *a, const uint32 *b) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same with numbers of bfloat16: a is 16 x 16, b 16 x 8, c 16 x 8. Each word of a and b has two neighbours
+// along the sum,
+//     a[0] = a(g, 2t)     a[1] = a(g + 8, 2t)     a[2] = a(g, 2t + 8)     a[3] = a(g + 8, 2t + 8)
+//     b[0] = b(2t, g)     b[1] = b(2t + 8, g)
+DEVICE void mma_bfloat16(float *c, const uint32 *a, const uint32 *b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four matrices of 8 x 8 numbers of 2 bytes from shared memory, all lanes of a warp together. Lane i hands in the
+// address of row i % 8 of matrix i / 8, a multiple of 16. It gets a word of each matrix: the elements (g, 2t) and
+// (g, 2t + 1), or of turned matrices (2t, g) and (2t + 1, g).
+template <bool turned> DEVICE void load_matrices(uint32 *words, const void *row) {
+    uint32 address = static_cast<uint32>(__cvta_generic_to_shared(row));
+    if (turned)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(address)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(address)
+                     : "memory");
+}
+
 #endif
 #endif  // TINYSEG_HOST
 
 // ------------------------------------------------------------------------------------------------------ numbers
 
-// A float without the last 16 bits of its mantissa: its range, and three digits. It is for storing. Expressions turn
-// it into a float by themselves, and round to the nearest when they store; sums must be of type `real`.
+// A float without the last 16 bits of its mantissa: its range, and three digits. It is for storing. Expressions
+// turn it into a float by themselves, and round to the nearest when they store; sums must be of type `real`.
 struct bfloat16 {
     unsigned short bits;
 
@@ -115,8 +144,8 @@ typedef Arithmetic<scalar>::type real;
 // The number of this thread among all threads of the launch.
 DEVICE int64 thread_number() { return int64(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-// One thread for each channel of each pixel, or for each pack of channels: `width` of the block's threads stand side by
-// side along the channels, see tile() in __init__.py. Blocks reach over the ends of both.
+// One thread for each channel of each pixel, or for each pack of channels: `width` of the block's threads stand
+// side by side along the channels, see tile() in __init__.py. Blocks reach over the ends of both.
 struct Spot {
     uint32 pixel;
     int channel;

@@ -9,15 +9,15 @@ import itertools
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyseg.backend import Array
 from tinyseg.cuda import device
-from tinyseg.cuda.signature import TYPES, Parameter, Signature, array_type, real, signatures
+from tinyseg.cuda.arguments import Check, check_of
+from tinyseg.cuda.signature import TYPES, Signature, array_type, real, signatures
 
-ALIGNMENT = 16  # bytes: what one memory operation moves at most
 GRID_LIMIT = (2**31 - 1, 65535, 65535)  # blocks along x, y and z
 STATIC_SHARED = 48 * 1024
 
@@ -46,6 +46,7 @@ class KernelFile:
     scalars: WITH_BFLOAT16 for files that can store in bfloat16, too: they calculate in `real`, and take their
         parameters as `real`. "double" is left out by a file that is for one type only.
     headers: files beside it that several files of kernels share, put before its text.
+    unused: values of names, SCALAR among them, that are never chosen together.
     """
 
     def __init__(
@@ -54,12 +55,15 @@ class KernelFile:
         *,
         scalars: Sequence[str] = FLOATS,
         headers: Sequence[str] = (),
+        unused: Sequence[dict[str, Any]] = (),
         **choices: Sequence,
     ):
         self.path = Path(beside).with_suffix(".cu")
         self.headers = headers
+        self.unused = unused
         self.choices: dict[str, Sequence] = {"SCALAR": scalars, **choices}
         self._modules: dict[tuple[device.Device, Configuration], Any] = {}
+        self._prepared: dict[tuple[device.Device, str, Configuration], Prepared] = {}
         FILES.append(self)
 
     @cached_property
@@ -72,8 +76,14 @@ class KernelFile:
 
     def configurations(self) -> list[Configuration]:
         """Every way in which this file may be compiled."""
-        products = itertools.product(*self.choices.values())
-        return [tuple(zip(self.choices, values, strict=True)) for values in products]
+        products = [
+            dict(zip(self.choices, values, strict=True)) for values in itertools.product(*self.choices.values())
+        ]
+        return [
+            tuple(chosen.items())
+            for chosen in products
+            if not any(u.items() <= chosen.items() for u in self.unused)
+        ]
 
     def source(self, configuration: Configuration) -> str:
         """The whole text that is compiled."""
@@ -107,24 +117,17 @@ class KernelFile:
         machine = device.current()
         if shared > machine.shared_limit:
             raise ValueError(f"{kernel}: {shared} bytes of shared memory are more than {machine.shared_limit}")
-        configuration = self._configuration(signature, arguments, choice)
-        scalar = array_type(dict(configuration)["SCALAR"])
-        types = {"scalar": scalar, "real": real(scalar), **TYPES}
-        for name, value in configuration:
-            types.setdefault(name, TYPES.get(value))
-        if len(arguments) != len(signature.parameters):
+        key = (machine, kernel, self._configuration(signature, arguments, choice))
+        if key not in self._prepared:
+            self._prepared[key] = self._prepare(*key)
+        prepared = self._prepared[key]
+        if len(arguments) != len(prepared.checks):
             listing = ", ".join(parameter.name for parameter in signature.parameters)
             raise TypeError(
                 f"{kernel} takes {len(signature.parameters)} arguments ({listing}), got {len(arguments)}"
             )
-        values = [
-            _checked(machine, kernel, parameter, argument, types)
-            for parameter, argument in zip(signature.parameters, arguments, strict=True)
-        ]
-        key = (machine, configuration)
-        if key not in self._modules:
-            self._modules[key] = machine.load(self.source(configuration), self.path.name)
-        machine.run(self._modules[key], signature, grid, shared, values)
+        values = [check(machine, argument) for check, argument in zip(prepared.checks, arguments, strict=True)]
+        machine.run(prepared.module, signature, grid, shared, values)
 
     def _configuration(self, signature: Signature, arguments: Sequence, choice: dict[str, Any]) -> Configuration:
         """The arrays give the scalar; what the launch does not choose has its first value."""
@@ -135,11 +138,36 @@ class KernelFile:
                 arrays.setdefault(parameter.type, argument)
         decisive = arrays.get("scalar", arrays.get("real"))
         if decisive is not None:
-            chosen["SCALAR"] = SCALARS.get(decisive.dtype.name)
-        for name, value in chosen.items():
+            chosen["SCALAR"] = _scalar(decisive.dtype)
+        return tuple(chosen.items())
+
+    def _prepare(self, machine: device.Device, kernel: str, configuration: Configuration) -> "Prepared":
+        """Compile the file, and find out what the kernel takes."""
+        for name, value in configuration:
             if value not in self.choices.get(name, ()):
                 raise ValueError(f"{self.path.name} is not compiled with {name} = {value}, only {self.choices}")
-        return tuple(chosen.items())
+        scalar = array_type(dict(configuration)["SCALAR"])
+        types = {"scalar": scalar, "real": real(scalar), **TYPES}
+        for name, value in configuration:
+            types.setdefault(name, TYPES.get(value))
+        parameters = self.kernels[kernel].parameters
+        checks = [check_of(kernel, parameter, np.dtype(types[parameter.type])) for parameter in parameters]
+        if (machine, configuration) not in self._modules:
+            module = machine.load(self.source(configuration), self.path.name)
+            self._modules[machine, configuration] = module
+        return Prepared(self._modules[machine, configuration], checks)
+
+
+class Prepared(NamedTuple):
+    """A kernel that is ready to be launched."""
+
+    module: Any
+    checks: list[Check]  # of its arguments
+
+
+@cache
+def _scalar(dtype: np.dtype) -> str | None:
+    return SCALARS.get(dtype.name)
 
 
 def _grid(signature: Signature, threads: int | None, blocks: int | Sequence[int] | None) -> tuple[int, int, int]:
@@ -147,50 +175,11 @@ def _grid(signature: Signature, threads: int | None, blocks: int | Sequence[int]
         raise TypeError(f"{signature.name}: give threads or blocks, one of the two")
     if threads is not None:
         blocks = -(-int(threads) // signature.threads)
-    given = tuple(blocks) if isinstance(blocks, Sequence) else (blocks,)
+    given = tuple(blocks) if isinstance(blocks, tuple | list) else (blocks,)
     x, y, z = (*map(int, given), 1, 1)[:3]  # type: ignore[arg-type]
     if any(not 0 <= count <= limit for count, limit in zip((x, y, z), GRID_LIMIT, strict=True)):
         raise ValueError(f"{signature.name}: {x} x {y} x {z} blocks; a GPU takes up to {GRID_LIMIT}")
     return x, y, z
-
-
-def _checked(machine: device.Device, kernel: str, parameter: Parameter, argument: Any, types: dict) -> Any:
-    """The argument as the device takes it: an array that was looked at, or a number of the kernel's type."""
-    where = f"{kernel}: {parameter.name}"
-    expected = types[parameter.type]
-    if not parameter.is_pointer:
-        return _number(where, argument, np.dtype(expected))
-    if argument is None:
-        return None
-    if not machine.owns(argument):
-        raise TypeError(f"{where} must be an array on the GPU, got {_kind(argument)}; use tinyseg.cuda.to_device")
-    if argument.dtype != expected:
-        raise TypeError(f"{where} must be {np.dtype(expected)}, got {argument.dtype}")
-    if not argument.flags.c_contiguous:
-        raise ValueError(f"{where} must be C-contiguous; pass it through tinyseg.cuda.contiguous")
-    if machine.address(argument) % ALIGNMENT:
-        raise ValueError(f"{where} begins between 16-byte boundaries; pass it through tinyseg.cuda.contiguous")
-    return argument
-
-
-def _number(where: str, argument: Any, dtype: np.dtype) -> np.generic:
-    if hasattr(argument, "shape") and argument.shape != ():
-        raise TypeError(f"{where} must be a number, got an array of shape {argument.shape}")
-    if dtype.kind == "f":
-        return dtype.type(argument)
-    if dtype.kind == "b":
-        return np.bool_(argument)
-    whole = int(argument)
-    limits = np.iinfo(dtype)
-    if whole != argument or not limits.min <= whole <= limits.max:
-        raise OverflowError(
-            f"{where} = {argument} does not fit into {dtype}: the arrays are too large for this kernel"
-        )
-    return dtype.type(whole)
-
-
-def _kind(argument: Any) -> str:
-    return "a NumPy array" if isinstance(argument, np.ndarray) else type(argument).__name__
 
 
 @cache

@@ -45,7 +45,7 @@ def bfloat16() -> np.dtype:
 
 def real(dtype: np.dtype) -> np.dtype:
     """The type of parameters and of arithmetic, where arrays are of type `dtype`: float32 for bfloat16."""
-    return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
+    return np.dtype(np.float32) if np.dtype(dtype).name == "bfloat16" else np.dtype(dtype)
 
 
 class Parameter(NamedTuple):

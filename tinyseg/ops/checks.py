@@ -6,6 +6,8 @@ import numpy as np
 
 from tinyseg.backend import Array
 
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
 
 def floating(operator: str, *, parameters: Sequence[str] = (), **arrays: Array | None) -> None:
     """All arrays are float32, or all are float64, and none is empty. `None` (an absent bias) passes.
@@ -16,9 +18,7 @@ def floating(operator: str, *, parameters: Sequence[str] = (), **arrays: Array |
     for name, array in present.items():
         if not hasattr(array, "dtype") or not hasattr(array, "shape"):
             raise TypeError(f"{operator}: {name} must be an array, got {type(array).__name__}")
-        if array.dtype.name == "bfloat16" and not isinstance(array, np.ndarray) and name not in parameters:
-            pass
-        elif array.dtype not in (np.float32, np.float64):
+        if array.dtype not in FLOATS and (name in parameters or not _is_bfloat16(array)):
             raise TypeError(
                 f"{operator}: {name} must be float32 or float64, got {array.dtype}; "
                 f"convert it with {name}.astype('float32')"
@@ -27,12 +27,16 @@ def floating(operator: str, *, parameters: Sequence[str] = (), **arrays: Array |
             raise ValueError(
                 f"{operator}: {name} is empty, its shape is {array.shape}; every axis needs length 1 or more"
             )
-    dtypes = {name: str(array.dtype) for name, array in present.items()}
-    kinds = {dtype for name, dtype in dtypes.items() if name not in parameters} or set(dtypes.values())
-    fitting = {"float32"} if kinds == {"bfloat16"} else kinds
-    if len(kinds) > 1 or any(dtypes[name] not in fitting for name in parameters if name in dtypes):
-        listing = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(f"{operator}: all arrays must have one type, but {listing}; convert them to one")
+    decisive = [array for name, array in present.items() if name not in parameters] or [*present.values()]
+    for name, array in present.items():
+        lowered = name in parameters and _is_bfloat16(decisive[0])
+        if array.dtype != (FLOATS[0] if lowered else decisive[0].dtype):
+            listing = ", ".join(f"{name} is {array.dtype}" for name, array in present.items())
+            raise TypeError(f"{operator}: all arrays must have one type, but {listing}; convert them to one")
+
+
+def _is_bfloat16(array: Array) -> bool:
+    return array.dtype not in FLOATS and array.dtype.name == "bfloat16" and not isinstance(array, np.ndarray)
 
 
 def rank(operator: str, name: str, array: Array, axes: str) -> None:
