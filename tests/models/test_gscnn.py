@@ -7,9 +7,10 @@ from tinyseg import functional as F
 from tinyseg import models, nn, ops
 from tinyseg.data.edges import mask_edges
 from tinyseg.gradcheck import check_vjp
-from tinyseg.models.gscnn import GSCNN, GatedConv, Outputs, image_weighted_cross_entropy, image_weights
+from tinyseg.models.gscnn import GSCNN, GatedConv, Outputs, image_weighted_cross_entropy
 from tinyseg.models.network import CrossEntropy, total
 from tinyseg.models.summary import sketch
+from tinyseg.ops.label_maps import image_weights
 from tinyseg.tape import Tensor
 
 BACKBONES = {"wide_resnet38": 1 / 32, "resnet18": 1 / 16}  # and a small width
@@ -161,7 +162,7 @@ def test_weights_of_pixels_act_on_the_first_loss(rng):
     half = np.ones(labels.shape)
     half[:, :7] = 0
     weighted = net.losses(outputs, labels, CrossEntropy(255), weights=half)
-    by_image = image_weights(labels, ignore_label=255) * half
+    by_image = image_weights(labels, 3, ignore_label=255) * half
     expected = ops.cross_entropy(logits, labels, pixel_weights=by_image, ignore_label=255)[0]
     np.testing.assert_allclose(weighted["pixels"].data, expected, rtol=1e-12)
     assert weighted["pixels"].data != plain["pixels"].data

@@ -45,9 +45,9 @@ the mask, 2 pixels to each side (data/edges.py), and predicted ones those of a p
 
 Differences from the paper, or choices where paper and release differ
     * Canny's edges join behind the shape stream, as in the release; the paper has image gradients enter it. They
-      are of the image that the eye sees: `mean` and `std` undo the normalisation. The release casts the normalised
-      image to bytes, where negative values wrap around. They are 0 or 1 here, not 0 or 255: a 1x1 convolution of
-      ordinary weights would saturate the sigmoid at once.
+      are of the image that the eye sees: `mean` and `std` undo the normalisation, and grey values are whole
+      numbers. The release casts the normalised image to bytes, where negative values wrap around. They are 0 or 1
+      here, not 0 or 255: a 1x1 convolution of ordinary weights would saturate the sigmoid at once.
     * The edge loss takes logits. The release hands a sigmoid to a loss that takes its sigmoid again.
     * The dual-task loss has a gradient that comes from borders; the release's has not (ops/dual_task_loss.py).
     * Class 0 has borders like every other class, and any number of classes is possible.
@@ -66,8 +66,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import backend, nn
 from tinyseg import functional as F
-from tinyseg import nn
+from tinyseg.backend import Array
 from tinyseg.data.edges import canny, mask_edges
 from tinyseg.functional import Input
 from tinyseg.models import backbones
@@ -76,6 +77,9 @@ from tinyseg.models.backbones import classifier
 from tinyseg.models.backbones.resnet import BasicBlock, Place
 from tinyseg.models.deeplab import check_settings
 from tinyseg.models.network import PixelLoss, SegmentationNetwork
+from tinyseg.ops import edges as gpu_edges
+from tinyseg.ops.arithmetic import mul
+from tinyseg.ops.label_maps import image_weights, labels_above
 from tinyseg.tape import Tensor
 
 RATES = (12, 24, 36)
@@ -229,7 +233,7 @@ class GSCNN(SegmentationNetwork):
     def forward(self, x: Input) -> Tensor:
         return self.outputs(x).logits
 
-    def outputs(self, x: Input, canny_edges: np.ndarray | None = None) -> Outputs:
+    def outputs(self, x: Input, canny_edges: Array | None = None) -> Outputs:
         """Logits and edge logits of images (N, H, W, in_channels).
 
         canny_edges  (N, H, W, 1), 0 or 1; by default those of `canny_edges_of(x)`
@@ -237,7 +241,7 @@ class GSCNN(SegmentationNetwork):
         maps, size = self.trunk.stages(x), x.shape[1:3]
         seen = self.canny_edges_of(x) if canny_edges is None else canny_edges
         edge_logits = self.shape_stream(maps[self.taps.shape], [maps[name] for name in self.taps.gates], size)
-        edges = F.concat([F.sigmoid(edge_logits), seen.astype(edge_logits.data.dtype)])
+        edges = F.concat([F.sigmoid(edge_logits), seen.astype(edge_logits.data.dtype, copy=False)])
         acts = F.sigmoid(self.with_canny(edges))
 
         fine = self.fine(maps[self.taps.fine])
@@ -245,11 +249,15 @@ class GSCNN(SegmentationNetwork):
         scores = self.last(F.concat([fine, enlarge(context, fine.shape[1:3])]))
         return Outputs(F.resize(scores, size, align_corners=False), edge_logits)
 
-    def canny_edges_of(self, x: Input) -> np.ndarray:
+    def canny_edges_of(self, x: Input) -> Array:
         """Canny's edges of normalised images: (N, H, W, 1), 0 or 1, in the images' type. Nothing flows back."""
         images = x.data if isinstance(x, Tensor) else x
-        visible = 255 * (images * np.asarray(self.std) + np.asarray(self.mean))
-        return np.stack([canny(image) for image in visible])[..., None].astype(images.dtype)
+        mean, std = (
+            np.broadcast_to(np.array(value, np.float64), self.in_channels) for value in (self.mean, self.std)
+        )
+        find = backend.choose(images, numpy=canny_of_normalised, numba=canny_of_normalised, cuda=gpu_edges.canny)
+        edges = find(images, mean, std)
+        return edges.reshape(*edges.shape, 1)
 
     def losses(
         self,
@@ -262,13 +270,16 @@ class GSCNN(SegmentationNetwork):
     ) -> dict[str, Tensor]:
         """The four losses. `weights` and the settings of `pixel_loss` act on the first one."""
         ignored = -1 if pixel_loss.ignore_label is None else pixel_loss.ignore_label
-        labels = np.asarray(labels, np.int64)
-        by_image = image_weights(labels, ignore_label=ignored)
-        edges = mask_edges(labels, ignore_label=pixel_loss.ignore_label)[..., None]
-        at_edges = np.where(outputs.edge_logits.data[..., 0] > EDGE_LOGIT, labels, ignored)
+        by_image = image_weights(labels, self.classes, ignore_label=ignored)
+        if weights is not None:
+            by_image, _ = mul(by_image, weights.astype(by_image.dtype, copy=False))
+        find = backend.choose(labels, numpy=mask_edges, numba=mask_edges, cuda=gpu_edges.mask_edges)
+        edges = find(labels, ignore_label=pixel_loss.ignore_label)
+        edge_scores = outputs.edge_logits.data.reshape(edges.shape)
+        at_edges = labels_above(edge_scores, EDGE_LOGIT, labels, ignored)
         terms = {
-            "pixels": pixel_loss(outputs.logits, labels, by_image if weights is None else weights * by_image),
-            "edges": F.balanced_edge_loss(outputs.edge_logits, edges),
+            "pixels": pixel_loss(outputs.logits, labels, by_image),
+            "edges": F.balanced_edge_loss(outputs.edge_logits, edges.reshape(*edges.shape, 1)),
             "at_edges": image_weighted_cross_entropy(outputs.logits, at_edges, ignore_label=ignored),
             "dual_task": F.dual_task_loss(
                 outputs.logits,
@@ -285,25 +296,15 @@ class GSCNN(SegmentationNetwork):
         }
 
 
-def image_weights(labels: np.ndarray, *, ignore_label: int) -> np.ndarray:
-    """The weights of the pixels (N, H, W) in a mean over the images of each one's weighted mean.
-
-    In an image, a pixel of class c weighs 1 + (1 - share of c among the image's labelled pixels): classes that are
-    rare in it count up to twice. An image without labels has weights 0, the others have the sum 1 / N.
-    """
-    weights = np.zeros(labels.shape)
-    for image, weight in zip(labels, weights, strict=True):
-        known = image != ignore_label
-        if known.any():
-            _, which, counts = np.unique(image[known], return_inverse=True, return_counts=True)
-            weight[known] = (2 - counts / known.sum())[which]
-            weight /= weight.sum() * len(labels)
-    return weights
+def canny_of_normalised(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Canny's edges (N, H, W) of images (N, H, W, C) on the CPU, 0 or 1 in the images' type."""
+    visible = np.rint(255 * (images * std + mean))
+    return np.array([canny(image) for image in visible], images.dtype)
 
 
-def image_weighted_cross_entropy(logits: Tensor, labels: np.ndarray, *, ignore_label: int) -> Tensor:
+def image_weighted_cross_entropy(logits: Tensor, labels: Array, *, ignore_label: int) -> Tensor:
     """The cross-entropy with `image_weights`. An image without labels counts 0 in the mean."""
-    weights = image_weights(labels, ignore_label=ignore_label)
+    weights = image_weights(labels, logits.shape[-1], ignore_label=ignore_label)
     return F.cross_entropy(logits, labels, pixel_weights=weights, ignore_label=ignore_label, reduction="sum")
 
 
