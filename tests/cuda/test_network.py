@@ -1,70 +1,62 @@
-"""A whole training pass of a network on the GPU: forward, loss, and the gradients of all parameters."""
+"""A training pass of a network of each family on the GPU: its losses, and the gradients of all parameters."""
 
-import host_gpu
+from typing import Any
+
 import numpy as np
 import pytest
 
-from tinyseg import cuda, functional, models
+from tinyseg import cuda, models
+from tinyseg.models.network import CrossEntropy, total
 from tinyseg.tape import Tensor
 
-
-@pytest.fixture
-def arithmetic(monkeypatch):
-    """Arrays on the host's GPU can be added and multiplied, as CuPy's can. Operators have kernels for it, but the
-    tape adds gradients and running averages move."""
-
-    def as_numpy(operation):
-        def of_arrays(a, b):
-            return host_gpu.upload(operation(a.values, b.values if isinstance(b, host_gpu.HostArray) else b))
-
-        return of_arrays
-
-    for name, operation in {"__add__": np.add, "__mul__": np.multiply, "__rmul__": np.multiply}.items():
-        monkeypatch.setattr(host_gpu.HostArray, name, as_numpy(operation), raising=False)
+RESNET = {"backbone": "resnet18", "width": 1 / 64}
 
 
-def network(name, **settings):
-    return models.create(name, in_channels=3, classes=3, rng=np.random.default_rng(3), **settings).astype(
-        np.float64
-    )
+def network(name, **settings) -> Any:
+    """Small, and such that every parameter matters: with zeros in the last layer nothing before it would learn."""
+    rng = np.random.default_rng(3)
+    model = models.create(name, in_channels=3, classes=3, rng=rng, **settings).astype(np.float64)
+    for parameter in model.parameters():
+        if not parameter.data.any():
+            parameter.data = rng.uniform(0, 0.5, parameter.shape)
+    return model
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "size"),
     [
+        ("fcn8s_at_once", {"width": 1 / 64, "padding": "same"}, (9, 10)),
+        ("unet", {"base": 2, "depth": 1}, (18, 20)),
         ("unet_padded", {"base": 4, "depth": 1}, (5, 9)),
-        pytest.param("unet", {"base": 2, "depth": 1}, (18, 20), marks=pytest.mark.slow),
-        pytest.param("fc_densenet56", {"growth": 1}, (32, 32), marks=pytest.mark.slow),
-        pytest.param(
-            "deeplab_v3_resnet50", {"backbone": "resnet18", "width": 1 / 16}, (33, 34), marks=pytest.mark.slow
-        ),
+        ("fc_densenet56", {"growth": 1, "layers": (1, 1)}, (8, 12)),
+        ("deeplab_v1_msc", {"width": 1 / 64}, (17, 18)),
+        ("deeplab_v2_resnet101", RESNET, (17, 18)),
+        ("deeplab_v3_resnet50", RESNET, (17, 18)),
+        ("deeplab_v3plus_resnet101", RESNET, (17, 18)),
+        ("deeplab_v3plus_xception65", {"width": 1 / 64}, (17, 18)),
+        ("fastfcn_encnet_resnet50", {**RESNET, "lateral": True, "codewords": 3}, (17, 18)),
+        ("fastfcn_psp_resnet50", {**RESNET, "joint": "jpu_x"}, (17, 18)),
+        ("gscnn_resnet50", RESNET, (17, 18)),
     ],
 )
-def test_gradients_of_a_network(machine, arithmetic, name, settings, size):
-    H, W = size
-    images, labels = machine.numbers(2, H, W, 3), machine.rng.integers(0, 4, (2, H, W))
-    names = [parameter for parameter, _ in network(name, **settings).named_parameters()]
-
-    def loss_and_gradients(images, labels):
+def test_training(machine, name, settings, size):
+    def losses_and_gradients(images, labels):
         model = network(name, **settings)
-        on_gpu = not isinstance(images, np.ndarray)
-        if on_gpu:
-            to_device(model)
-        logits = model(Tensor(images))
-        top, left = ((large - small) // 2 for large, small in zip(size, logits.shape[1:3], strict=True))
-        labels = labels[:, top : top + logits.shape[1], left : left + logits.shape[2]]
-        loss = functional.cross_entropy(logits, labels, ignore_label=3)
-        loss.backward(cuda.to_device(np.ones(())) if on_gpu else None)
-        return loss.data, *(parameter.grad for parameter in model.parameters())
+        model.to("cuda" if cuda.on_gpu(images) else "cpu")
+        outputs = model.outputs(Tensor(images))
+        size = getattr(outputs, "logits", outputs).shape[1:3]
+        if model.context:
+            top, left = ((large - small) // 2 for large, small in zip(labels.shape[1:], size, strict=True))
+            labels = labels[:, top : top + size[0], left : left + size[1]]
+        losses = model.losses(outputs, labels, CrossEntropy(ignore_label=3), step=2)
+        loss = total(losses)
+        loss.backward(cuda.constant_like(np.array(1.0), loss.data))
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return *(term.data for term in losses.values()), *(parameter.grad for parameter in learning)
 
-    loss, *gradients = machine.agree(loss_and_gradients, images, labels, tolerance={np.dtype(np.float64): 1e-9})
-    assert 0 < loss < 10 and len(gradients) == len(names)
-    assert all(gradient.any() for gradient in gradients)
-
-
-def to_device(model):
-    for _, parameter in model.named_parameters():
-        parameter.data = cuda.to_device(parameter.data)
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):  # the others are numbers for the host
-            buffer.data = cuda.to_device(buffer.data)
+    coarse = machine.rng.integers(0, 4, (2, -(-size[0] // 6), -(-size[1] // 7)))  # areas, with edges in between
+    labels = coarse.repeat(6, axis=1).repeat(7, axis=2)[:, : size[0], : size[1]]
+    images = machine.numbers(2, *size, 3)
+    # What a normalisation takes away, a bias for instance, has a gradient that is 0 but for rounding.
+    results = machine.agree(losses_and_gradients, images, labels, tolerance={np.dtype("f8"): 1e-9}, floor=1e-4)
+    assert all(result.any() for result in results if result.size > 1)
