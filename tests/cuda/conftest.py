@@ -112,8 +112,11 @@ def dtype(request):
 @pytest.fixture(params=["float32", "float64", "bfloat16"])
 def stored(request) -> np.dtype:
     """The type of arrays, for kernels that can store in bfloat16. Parameters are cuda.real(stored)."""
-    if request.param != "bfloat16":
-        return np.dtype(request.param)
+    return request.getfixturevalue("bfloat16") if request.param == "bfloat16" else np.dtype(request.param)
+
+
+@pytest.fixture
+def bfloat16() -> np.dtype:
     pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by the package ml_dtypes, which is not installed")
     return cuda.bfloat16()
 

@@ -269,6 +269,13 @@ static float tf32(unsigned bits) {
     return x;
 }
 
+static float half_of_word(unsigned word, int half) {  // two numbers of bfloat16
+    unsigned bits = half ? word & 0xffff0000u : word << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 struct Fragments {
     unsigned a[4], b[2];
 };
@@ -327,6 +334,40 @@ static inline void mma_tf32(float *c, const unsigned *a, const unsigned *b, int 
             sum += tf32(of_a->a[row / 8 + k / 4 * 2]) * tf32(of_b->b[k / 4]);
         }
         c[i] = sum;
+    }
+}
+
+static inline void mma_bfloat16(float *c, const unsigned *a, const unsigned *b, int line = __builtin_LINE()) {
+    using namespace host;
+    int box, g = me % WARP / 4, t = me % 4;
+    Mailbox *mailbox = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, line, &box);
+    for (int i = 0; i < 4; ++i) {
+        int row = g + i / 2 * 8, column = 2 * t + i % 2;
+        float sum = c[i];
+        for (int k = 0; k < 16; ++k) {
+            const Fragments *of_a = reinterpret_cast<Fragments *>(mailbox->words[box][row % 8 * 4 + k % 8 / 2]);
+            const Fragments *of_b = reinterpret_cast<Fragments *>(mailbox->words[box][column * 4 + k % 8 / 2]);
+            sum += half_of_word(of_a->a[row / 8 + k / 8 * 2], k % 2) * half_of_word(of_b->b[k / 8], k % 2);
+        }
+        c[i] = sum;
+    }
+}
+
+template <bool turned> static void load_matrices(unsigned *words, const void *row, int line = __builtin_LINE()) {
+    using namespace host;
+    struct Row {
+        unsigned short v[8];
+    } mine;
+    check_aligned(static_cast<const char *>(row), 16, line);
+    memcpy(&mine, row, sizeof mine);
+    int box, g = me % WARP / 4, t = me % 4;
+    Mailbox *mailbox = exchange(mine, line, &box);
+    for (int i = 0; i < 4; ++i) {
+        const auto element = [&](int r, int c) {
+            return unsigned(reinterpret_cast<Row *>(mailbox->words[box][8 * i + r])->v[c]);
+        };
+        words[i] = turned ? element(2 * t, g) | element(2 * t + 1, g) << 16
+                          : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
     }
 }
 

@@ -40,19 +40,19 @@ def run(x, w, b, dy, algo, options):
 def check(machine, case, dtype, algo="auto", **settings):
     images, height, width, channels, out_channels, kernel, options = case
     x = machine.numbers(images, height, width, channels, dtype=dtype)
-    w = machine.numbers(*kernel, channels // options.get("groups", 1), out_channels, dtype=dtype)
-    b = machine.numbers(out_channels, dtype=dtype)
-    dy = machine.numbers(*ops.conv2d(x, w, **options)[0].shape, dtype=dtype)
+    w = machine.numbers(*kernel, channels // options.get("groups", 1), out_channels, dtype=cuda.real(dtype))
+    b = machine.numbers(out_channels, dtype=cuda.real(dtype))
+    dy = machine.numbers(*ops.conv2d(x.astype(w.dtype), w, **options)[0].shape, dtype=dtype)
     machine.agree(lambda *arrays: run(*arrays, algo, options), x, w, b, dy, **settings)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_implicit_gemm(machine, dtype, case):
-    check(machine, case, dtype, "implicit_gemm")
+def test_implicit_gemm(machine, stored, case):
+    check(machine, case, stored, "implicit_gemm")
 
 
-def test_sums_over_pixels_in_several_parts(machine, dtype):
-    check(machine, (2, 24, 17, 3, 5, (2, 3), {}), dtype, "implicit_gemm")
+def test_sums_over_pixels_in_several_parts(machine, stored):
+    check(machine, (2, 24, 17, 3, 5, (2, 3), {}), stored, "implicit_gemm")
     assert gather.parts(2 * 24 * 17, blocks=1, elements=90, shortest=256)[0] == 3
 
 
@@ -75,12 +75,12 @@ DEPTHWISE = {
 
 
 @pytest.mark.parametrize("case", DEPTHWISE.values(), ids=DEPTHWISE.keys())
-def test_depthwise(machine, dtype, case):
-    check(machine, case, dtype)
+def test_depthwise(machine, stored, case):
+    check(machine, case, stored)
 
 
-def test_depthwise_sums_over_pixels_in_several_parts(machine, dtype):
-    check(machine, (2, 40, 33, 36, 36, (1, 2), {"groups": 36}), dtype)
+def test_depthwise_sums_over_pixels_in_several_parts(machine, stored):
+    check(machine, (2, 40, 33, 36, 36, (1, 2), {"groups": 36}), stored)
     assert gather.parts(2 * 40 * 32, blocks=1, elements=72, shortest=16 * 256 // 16)[0] > 3
 
 
@@ -112,6 +112,32 @@ def test_tensor_cores_with_tf32(machine):
 
 def test_tensor_cores_sum_over_pixels_in_several_parts(machine):
     check(machine, (2, 24, 17, 4, 4, (2, 3), {}), np.float32, "tensor_cores")
+
+
+# The sum comes in slices of 64.
+IN_BFLOAT16 = {
+    "one pixel": (1, 1, 1, 8, 8, (1, 1), {}),
+    "a slice of several taps": (2, 9, 8, 8, 16, (3, 3), {"padding": 1}),
+    "more than a tile of everything": (1, 5, 27, 72, 72, (2, 2), {"padding": (1, 0, 0, 1)}),
+    "stride and dilation": (2, 7, 9, 8, 16, (3, 2), {"stride": (2, 3), "dilation": (3, 2), "padding": 2}),
+    "two groups": (1, 5, 6, 48, 16, (3, 1), {"groups": 2, "padding": 1}),
+    "sums in several parts": (2, 24, 17, 8, 8, (2, 3), {}),
+}
+
+
+@pytest.mark.parametrize("case", IN_BFLOAT16.values(), ids=IN_BFLOAT16.keys())
+def test_tensor_cores_with_bfloat16(machine, bfloat16, case):
+    check(machine, case, bfloat16, "tensor_cores")
+
+
+def test_gradients_of_parameters_are_float32_beside_bfloat16(machine, bfloat16):
+    x, w = machine.numbers(1, 5, 6, 8, dtype=bfloat16), machine.numbers(3, 3, 8, 16, dtype=np.float32)
+    with cuda.on(machine.devices[0]):
+        y, cache = ops.conv2d(cuda.to_device(x), cuda.to_device(w), cuda.to_device(w[0, 0, 0]))
+        dx, dw, db = ops.conv2d_backward(y, cache)
+        assert (y.dtype, dx.dtype, dw.dtype, db.dtype) == (bfloat16, bfloat16, np.float32, np.float32)
+        with pytest.raises(TypeError, match="all arrays must have one type, but x is bfloat16, w is float64"):
+            ops.conv2d(cuda.to_device(x), cuda.to_device(w.astype(np.float64)))
 
 
 HALO_TILES = {
@@ -188,12 +214,10 @@ def test_winograd_is_chosen_where_its_blocks_are_full_enough(machine):
 
 def test_the_choice_of_an_algorithm(machine):
     def chosen(in_group, out_channels, groups=1, dtype=np.float32):
-        return algorithms.choose(
-            "auto", w, cuda.to_device(np.zeros((3, 3, in_group, out_channels), dtype)), groups
-        )
+        w = cuda.to_device(np.zeros((3, 3, in_group, out_channels), dtype))
+        return algorithms.choose("auto", w, w, groups)
 
     with cuda.on(machine.devices[0]):
-        w = cuda.to_device(np.zeros(1))
         assert chosen(64, 64) is chosen(4, 4) is chosen(8, 24, groups=2) is algorithms.tensor_cores
         assert chosen(64, 64, dtype=np.float64) is chosen(3, 64) is chosen(64, 21) is algorithms.implicit_gemm
         assert chosen(1, 8, groups=8) is chosen(1, 16, groups=8) is algorithms.depthwise
@@ -205,7 +229,8 @@ def test_the_choice_of_an_algorithm(machine):
     [
         ("depthwise", 2, "takes groups of one channel, not of 2; choose 'auto' or 'implicit_gemm'"),
         ("tensor_cores", 2, "multiple of 4 channels on both sides, not 2 and 4; choose"),
-        ("tensor_cores", 1, "for float32, not float64"),
+        ("tensor_cores", 1, "for float32 and bfloat16, not float64"),
+        ("halo_tiles", 1, "'halo_tiles' is not possible: it is for float32, not float64"),
         ("halo_tiles", 2, "'halo_tiles' is not possible: each group must have a multiple of 4 channels"),
         ("winograd", 2, "'winograd' is not possible: it is for convolutions without groups"),
         ("winograd", 1, "'winograd' is not possible: it is for kernels of 3 x 3 with stride 1"),
@@ -238,6 +263,7 @@ def test_algorithms_of_the_gpu_are_not_for_the_cpu():
 
 TRANSPOSED = {
     "2 x 2 with stride 2": (1, 5, 7, 8, 4, (2, 2), {"stride": 2}),
+    "2 x 2 with stride 2, channels in eights": (1, 5, 7, 16, 8, (2, 2), {"stride": 2}),
     "overlapping": (2, 4, 3, 3, 5, (4, 3), {"stride": (2, 1), "padding": 1, "output_padding": (1, 0)}),
     "depthwise": (1, 4, 5, 3, 3, (4, 4), {"stride": 2, "padding": 1, "groups": 3}),
     "dilated, in groups": (1, 5, 4, 6, 4, (3, 2), {"stride": 3, "dilation": 2, "groups": 2, "output_padding": 2}),
@@ -245,12 +271,12 @@ TRANSPOSED = {
 
 
 @pytest.mark.parametrize("case", TRANSPOSED.values(), ids=TRANSPOSED.keys())
-def test_transposed(machine, dtype, case):
+def test_transposed(machine, stored, case):
     images, height, width, channels, out_channels, kernel, options = case
-    x = machine.numbers(images, height, width, channels, dtype=dtype)
-    w = machine.numbers(*kernel, out_channels // options.get("groups", 1), channels, dtype=dtype)
-    b = machine.numbers(out_channels, dtype=dtype)
-    dy = machine.numbers(*ops.conv_transpose2d(x, w, **options)[0].shape, dtype=dtype)
+    x = machine.numbers(images, height, width, channels, dtype=stored)
+    w = machine.numbers(*kernel, out_channels // options.get("groups", 1), channels, dtype=cuda.real(stored))
+    b = machine.numbers(out_channels, dtype=cuda.real(stored))
+    dy = machine.numbers(*ops.conv_transpose2d(x.astype(w.dtype), w, **options)[0].shape, dtype=stored)
 
     def both(x, w, b, dy):
         y, cache = ops.conv_transpose2d(x, w, b, **options)

@@ -67,7 +67,7 @@ def conv_transpose2d(
     >>> conv_transpose2d(x, w, stride=(1, 2))[0].ravel()
     array([ 1., 10.,  2., 20.])
     """
-    checks.floating("conv_transpose2d", x=x, w=w, b=b)
+    checks.floating("conv_transpose2d", x=x, w=w, b=b, parameters=("w", "b"))
     checks.rank("conv_transpose2d", "x", x, "N P Q O")
     checks.rank("conv_transpose2d", "w", w, "R S C/groups O")
     if w.shape[3] != x.shape[3]:

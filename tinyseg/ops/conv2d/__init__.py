@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks, geometry, sums
 from tinyseg.ops.conv2d import algorithms
@@ -63,9 +63,12 @@ def conv2d(
         ceil(H / stride) output rows.
     groups: both channel axes are split into so many runs that do not see each other; `groups=C` is depthwise.
     algo: "auto", or on the CPU "patches" (matrix products), "direct" (loops), "reference" (NumPy, the definition),
-        on the GPU "implicit_gemm" (matrix products), "tensor_cores" (the same on tensor cores, for float32 and
-        channels in fours), "halo_tiles" (also, for 3 x 3 with stride 1), "winograd" (fewer multiplications, for
-        3 x 3 with stride 1), "depthwise" (for groups of one channel).
+        on the GPU "implicit_gemm" (matrix products), "tensor_cores" (the same on tensor cores, for float32 with
+        channels in fours and bfloat16 with channels in eights), "halo_tiles" (also, for float32 and 3 x 3 with
+        stride 1), "winograd" (fewer multiplications, for 3 x 3 with stride 1), "depthwise" (for groups of one
+        channel).
+
+    On a GPU x may be bfloat16; w, b and their gradients are float32 then.
 
     Returns y (N, P, Q, O), of the type of x. Raises ValueError or TypeError for shapes and types that do not fit.
 
@@ -76,7 +79,7 @@ def conv2d(
            [-1., -1.],
            [-1., -1.]])
     """
-    checks.floating("conv2d", x=x, w=w, b=b)
+    checks.floating("conv2d", x=x, w=w, b=b, parameters=("w", "b"))
     checks.rank("conv2d", "x", x, "N H W C")
     checks.rank("conv2d", "w", w, "R S C/groups O")
     check_groups("conv2d", groups, x.shape[3], w.shape[3], w.shape[2])
@@ -111,7 +114,7 @@ def _pixel_sum(dy: Array) -> Array:
 
 def _pixel_sum_cuda(dy: Array) -> Array:
     pixels = dy.shape[0] * dy.shape[1] * dy.shape[2]
-    return sums.over_middle(dy, 1, pixels, dy.shape[3]).reshape(-1)
+    return sums.over_middle(dy, 1, pixels, dy.shape[3], dtype=cuda.real(dy.dtype)).reshape(-1)
 
 
 def check_groups(operator: str, groups: int, channels: int, out_channels: int, in_group: int) -> None:

@@ -6,7 +6,7 @@
 
 Those for the GPU have one more, which says why it cannot calculate a convolution, or None:
 
-    unsuitable(w, groups, window)
+    unsuitable(dtype, w, groups, window)       dtype: of x, which for float32 weights may be bfloat16
 
 A faster convolution is added here: one more module, one more name, and a line in `choose` that says when it wins.
 """
@@ -51,26 +51,27 @@ def choose(algo: str, x: Array, w: Array, groups: int, window: Window | None = N
     if algo != "auto":
         return _named(algo, x, w, groups, window)
     if backend.name_for(x) == "cupy":
-        return _best_on_gpu(w, groups, window)
+        return _best_on_gpu(x.dtype, w, groups, window)
     # With fewer than 8 channels on either side of a group, a matrix product spends its time on copying.
     small_groups = groups > 1 and min(w.shape[2], w.shape[3] // groups) < 8
     return backend.choose(x, numpy=reference, numba=direct if small_groups else patches)
 
 
-def _best_on_gpu(w: Array, groups: int, window: Window | None) -> ModuleType:
-    if groups > 1 and depthwise.unsuitable(w, groups, window) is None:
+def _best_on_gpu(dtype: np.dtype, w: Array, groups: int, window: Window | None) -> ModuleType:
+    if groups > 1 and depthwise.unsuitable(dtype, w, groups, window) is None:
         return depthwise
-    best = _best_product(w, groups, window)
+    best = _best_product(dtype, w, groups, window)
     rounding = best is not implicit_gemm and cuda.tf32_is_allowed()
-    if rounding or window is None or winograd.unsuitable(w, groups, window) is not None:
+    if rounding or window is None or winograd.unsuitable(dtype, w, groups, window) is not None:
         return best
     return winograd if winograd.fullness(w, window) >= WINOGRAD_WINS_FROM[best] else best
 
 
-def _best_product(w: Array, groups: int, window: Window | None) -> ModuleType:
-    if tensor_cores.unsuitable(w, groups, window):
+def _best_product(dtype: np.dtype, w: Array, groups: int, window: Window | None) -> ModuleType:
+    if tensor_cores.unsuitable(dtype, w, groups, window):
         return implicit_gemm
-    if window is not None and halo_tiles.wins(window) and halo_tiles.unsuitable(w, groups, window) is None:
+    tiles_are_full = window is not None and halo_tiles.wins(window)
+    if tiles_are_full and halo_tiles.unsuitable(dtype, w, groups, window) is None:
         return halo_tiles
     return tensor_cores
 
@@ -85,7 +86,7 @@ def _named(algo: str, x: Array, w: Array, groups: int, window: Window | None) ->
             f"conv2d: {known if algo in elsewhere else f'unknown algo {algo!r}'}; "
             f"choose 'auto' or one of {sorted(here)}"
         )
-    reason = here[algo].unsuitable(w, groups, window) if on_gpu else None
+    reason = here[algo].unsuitable(x.dtype, w, groups, window) if on_gpu else None
     if reason is not None:
         raise ValueError(f"conv2d: algo {algo!r} is not possible: {reason}; choose 'auto' or 'implicit_gemm'")
     return here[algo]

@@ -11,7 +11,7 @@ constexpr int TAPS = 9;   // taps that a thread sums for the gradient of the wei
 // data there is one copy, and a term for each of the channels that saw it. With WIDTH = 4 both are 1. Blocks along
 // x: WIDTH channels of a strip by each thread, channels fastest; along y: phases.
 KERNEL(256, 2) void depthwise_product(
-    const scalar *source, const scalar *weights, const scalar *bias, scalar *out,
+    const scalar *source, const real *weights, const real *bias, scalar *out,
     int images, int channels, int copies, int terms,
     int source_height, int out_height, int tap_rows, int row_step, int row_stride, int row_origin,
     int row_spread, int source_width, int out_width, int tap_columns, int column_step, int column_stride,
@@ -31,7 +31,7 @@ KERNEL(256, 2) void depthwise_product(
     int all_weights = channels * terms;
     Taps down = taps_of_phase(vertical, row_phase), across = taps_of_phase(horizontal, column_phase);
 
-    pack<WIDTH> sums[STRIP] = {};
+    pack<WIDTH, real> sums[STRIP] = {};
     for (int k = 0; k < down.count; ++k) {
         int h = i * row_step + offset_of(down, k);
         if (h < 0 || h >= source_height)
@@ -41,7 +41,7 @@ KERNEL(256, 2) void depthwise_product(
             int tap = tap_of(down, k) * tap_columns + tap_of(across, l);
             int v = j * column_step + offset_of(across, l);
             for (int m = 0; m < terms; ++m) {
-                pack<WIDTH> w = load<WIDTH>(weights + int64(tap) * all_weights + channel * terms + m);
+                pack<WIDTH, real> w = load<WIDTH>(weights + int64(tap) * all_weights + channel * terms + m);
 #pragma unroll
                 for (int s = 0; s < STRIP; ++s) {
                     int column = v + s * column_step;
@@ -55,7 +55,7 @@ KERNEL(256, 2) void depthwise_product(
             }
         }
     }
-    pack<WIDTH> added = {};
+    pack<WIDTH, real> added = {};
     if (bias)
         added = load<WIDTH>(bias + channel);
     int64 out_row = (int64(at.high) * out_height + row_phase + i * row_stride) * out_width;
@@ -74,10 +74,10 @@ KERNEL(256, 2) void depthwise_product(
 // threads, a power of 2, stand side by side along the channels; the 256 / width rows of threads take the part's
 // pixels in turn, and are added up at the end. Blocks along x: parts; along y: runs of channels; along z: taps.
 KERNEL(256, 1) void depthwise_weight_gradient(
-    const scalar *x, const scalar *dy, scalar *partial, int images, int channels, int copies, int width,
+    const scalar *x, const scalar *dy, real *partial, int images, int channels, int copies, int width,
     int part_pixels, int height, int out_height, int tap_rows, int row_step, int row_origin, int row_spread,
     int image_width, int out_width, int tap_columns, int column_step, int column_origin, int column_spread) {
-    SHARED scalar exchange[256 * WIDTH];
+    SHARED real exchange[256 * WIDTH];
     int rows = 256 / width, row = threadIdx.x / width;
     int channel = (blockIdx.y * width + threadIdx.x % width) * WIDTH, from = channel / copies;
     int first_tap = blockIdx.z * TAPS, taps = tap_rows * tap_columns;
@@ -90,7 +90,7 @@ KERNEL(256, 1) void depthwise_weight_gradient(
         column_offset[k] = column_origin + tap % tap_columns * column_spread;
     }
     Counter at = counter_at(first + row, out_height, out_width);
-    pack<WIDTH> sums[TAPS] = {};
+    pack<WIDTH, real> sums[TAPS] = {};
     for (int pixel = first + row; pixel < last && channel < channels; pixel += rows) {
         pack<WIDTH> gradient = load<WIDTH>(dy + int64(pixel) * channels + channel);
         const scalar *image = x + int64(at.high) * height * image_width * (channels / copies) + from;
@@ -111,7 +111,7 @@ KERNEL(256, 1) void depthwise_weight_gradient(
         store<WIDTH>(&exchange[threadIdx.x * WIDTH], sums[k]);
         SYNC();
         if (row == 0 && channel < channels && first_tap + k < taps) {
-            pack<WIDTH> total;
+            pack<WIDTH, real> total;
 #pragma unroll
             for (int c = 0; c < WIDTH; ++c) {
                 double all = 0;

@@ -14,6 +14,8 @@ memory, and blocks by a second kernel, in a fixed order.
 Cost: 2 N P Q O R S FLOPs each. Source: Howard et al., "MobileNets", 2017; Chollet, "Xception", CVPR 2017.
 """
 
+import numpy as np
+
 from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.ops.conv2d import gather
@@ -22,10 +24,10 @@ from tinyseg.ops.geometry import Window
 
 STRIP, TAPS = 4, 9  # as in the kernel file
 
-_cuda = cuda.KernelFile(__file__, headers=["taps.cuh"], WIDTH=(4, 1))
+_cuda = cuda.KernelFile(__file__, headers=["taps.cuh"], scalars=cuda.WITH_BFLOAT16, WIDTH=(4, 1))
 
 
-def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
+def unsuitable(dtype: np.dtype, w: Array, groups: int, window: Window | None = None) -> str | None:
     """Why weights (R, S, C/G, O) cannot be convolved with here; None if they can."""
     return None if w.shape[2] == 1 else f"it takes groups of one channel, not of {w.shape[2]}"
 
@@ -49,7 +51,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     runs, tap_runs = -(-channels // (width * per_thread)), -(-taps // TAPS)
     pixels = gather.pixel_count(len(x), *window.out)
     parts, part_pixels = gather.parts(pixels, runs * tap_runs, taps * channels, shortest=16 * 256 // width)
-    partial = cuda.empty((parts, *window.kernel, 1, channels), x.dtype)
+    partial = cuda.empty((parts, *window.kernel, 1, channels), cuda.real(x.dtype))
     arguments = (x, dy, partial, len(x), channels, copies, width, part_pixels)
     _cuda.launch(
         "depthwise_weight_gradient",

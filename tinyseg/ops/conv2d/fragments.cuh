@@ -1,7 +1,7 @@
 // What kernels on tensor cores share: the numbers that a warp calculates, I x J pieces of 16 x 8.
 //
-// TERMS: 1 multiplies numbers rounded to TF32, with 10 bits of mantissa. 3 splits each number into a large part
-// and what is left, both TF32, and adds three of the four products:
+// TERMS, for float: 1 multiplies numbers rounded to TF32, with 10 bits of mantissa. 3 splits each number into a
+// large part and what is left, both TF32, and adds three of the four products:
 //     a b = large(a) large(b) + large(a) small(b) + small(a) large(b)  + something below float's last bit.
 
 template <int I, int J> struct Fragments {
@@ -45,7 +45,7 @@ template <int I, int J> DEVICE void add(Fragments<I, J> &sums, const Fragments<I
 
 // A lane has two neighbouring numbers in row g of a piece and two in row g + 8. It swaps two with the lane
 // beside it, and has four in one row.
-DEVICE pack<4> four_in_a_row(const float *v) {
+DEVICE pack<4, float> four_in_a_row(const float *v) {
     bool odd = threadIdx.x % 2;
     float first = shuffle_xor(odd ? v[0] : v[2], 1), second = shuffle_xor(odd ? v[1] : v[3], 1);
     if (odd)

@@ -149,7 +149,7 @@ def weight_gradient(
     row_tiles, column_tiles = -(-length // ROWS), -(-out_group // COLUMNS)
     pixels = pixel_count(images, *window.out)
     count, part_pixels = parts(pixels, row_tiles * column_tiles * groups, length * dy.shape[3], shortest=256)
-    partial = cuda.empty((count, *window.kernel, in_group, dy.shape[3]), x.dtype)
+    partial = cuda.empty((count, *window.kernel, in_group, dy.shape[3]), cuda.real(x.dtype))
     arguments = (x, dy, partial, images, in_group, out_group, part_pixels, *weight_gradient_axes(window))
     kernels.launch("weight_gradient", *arguments, blocks=(row_tiles * count, column_tiles, groups), **settings)
     return sum_parts(partial)

@@ -16,6 +16,8 @@ with the taps in reverse; that of the weights is tensor_cores.py's.
 Cost: 2 N P Q O (C/G) 9 FLOPs, or three times as many. Source: the split and the layout as in tensor_cores.py.
 """
 
+import numpy as np
+
 from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.cuda import device
@@ -33,9 +35,11 @@ _cuda = cuda.KernelFile(
 weight_gradient = tensor_cores.weight_gradient
 
 
-def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
+def unsuitable(dtype: np.dtype, w: Array, groups: int, window: Window | None = None) -> str | None:
     """Why this convolution cannot be calculated here; None if it can."""
-    reason = tensor_cores.unsuitable(w, groups, window)
+    if dtype != np.float32:
+        return f"it is for float32, not {dtype}"
+    reason = tensor_cores.unsuitable(dtype, w, groups, window)
     if reason is not None:
         return reason
     if (
@@ -64,7 +68,9 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) ->
 
 
 def data_gradient(dy: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    return _product(dy, implicit_gemm.turn(w, groups), b, gather.data_gradient_axes(window), window, groups)
+    return _product(
+        dy, implicit_gemm.turn(w, groups, w.dtype), b, gather.data_gradient_axes(window), window, groups
+    )
 
 
 def _product(

@@ -11,20 +11,20 @@ constexpr int DEPTH = 16, THREADS = 256;
 constexpr int PITCH = ROWS + 4;  // between rows of the left slice: fewer threads write to the same bank of memory
 
 struct Slices {
-    scalar left[DEPTH][PITCH];     // the left matrix, transposed
-    scalar right[DEPTH][COLUMNS];
+    real left[DEPTH][PITCH];     // the left matrix, transposed
+    real right[DEPTH][COLUMNS];
 };
 
 struct Sums {
-    scalar v[8][4];
+    real v[8][4];
 };
 
 DEVICE void multiply(const Slices &slices, Sums &sums) {
     int row = threadIdx.x / 16 * 8, column = threadIdx.x % 16 * 4;
 #pragma unroll 4
     for (int k = 0; k < DEPTH; ++k) {
-        pack<4> above = load<4>(&slices.left[k][row]), below = load<4>(&slices.left[k][row + 4]);
-        pack<4> right = load<4>(&slices.right[k][column]);
+        pack<4, real> above = load<4>(&slices.left[k][row]), below = load<4>(&slices.left[k][row + 4]);
+        pack<4, real> right = load<4>(&slices.right[k][column]);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -36,19 +36,19 @@ DEVICE void multiply(const Slices &slices, Sums &sums) {
 }
 
 // Four neighbouring numbers of a row that is `length` long, from number `first` on; 0 beyond its end.
-DEVICE pack<4> load_part(const scalar *row, int first, int length) {
+template <typename T> DEVICE pack<4, T> load_part(const T *row, int first, int length) {
     if (length % 4 == 0 && first < length)
         return load<4>(row + first);
-    pack<4> values;
+    pack<4, T> values;
 #pragma unroll
     for (int j = 0; j < 4; ++j)
-        values.v[j] = first + j < length ? row[first + j] : scalar(0);
+        values.v[j] = first + j < length ? row[first + j] : T(0);
     return values;
 }
 
-DEVICE void store_part(scalar *row, int first, int length, const scalar *values) {
+template <typename T> DEVICE void store_part(T *row, int first, int length, const real *values) {
     if (length % 4 == 0 && first < length) {
-        store<4>(row + first, {{values[0], values[1], values[2], values[3]}});
+        store<4>(row + first, pack<4, real>{{values[0], values[1], values[2], values[3]}});
         return;
     }
 #pragma unroll
@@ -60,7 +60,7 @@ DEVICE void store_part(scalar *row, int first, int length, const scalar *values)
 // out[n, phase + i * stride, g, o] = bias[g, o] + sum over taps and c of
 //     source[n, i * step + offset(tap), g, c] * weights[tap, c, g, o]        see gather_product in tiles.cuh.
 KERNEL(256, 2) void gather_product(
-    const scalar *source, const scalar *weights, const scalar *bias, scalar *out, int images, int in_group,
+    const scalar *source, const real *weights, const real *bias, scalar *out, int images, int in_group,
     int out_group, int source_height, int out_height, int tap_rows, int row_step, int row_stride, int row_origin,
     int row_spread, int source_width, int out_width, int tap_columns, int column_step, int column_stride,
     int column_origin, int column_spread) {
@@ -93,7 +93,7 @@ KERNEL(256, 2) void gather_product(
                 slices.left[left_column + k][left_row + pass * AT_ONCE] = values.v[k];
         };
         auto copy_right = [&](int, int64 offset, bool inside) {
-            pack<4> values = {};
+            pack<4, real> values = {};
             if (inside)
                 values = load_part(weights + offset, gather.first_channel + right_column, out_group);
             store<4>(&slices.right[right_row][right_column], values);
@@ -108,7 +108,7 @@ KERNEL(256, 2) void gather_product(
 
     int channel = gather.first_channel + threadIdx.x % 16 * 4;
     if (bias) {
-        pack<4> added = load_part(bias + gather.group * out_group, channel, out_group);
+        pack<4, real> added = load_part(bias + gather.group * out_group, channel, out_group);
         for (int i = 0; i < 8; ++i)
             for (int j = 0; j < 4; ++j)
                 sums.v[i][j] += added.v[j];
@@ -124,7 +124,7 @@ KERNEL(256, 2) void gather_product(
 // partial[part, tap, c, g, o] = sum over the part's pixels (n, p, q) of x[n, h, v, g, c] * dy[n, p, q, g, o]; see
 // weight_gradient in tiles.cuh.
 KERNEL(256, 1) void weight_gradient(
-    const scalar *x, const scalar *dy, scalar *partial, int images, int in_group, int out_group, int part_pixels,
+    const scalar *x, const scalar *dy, real *partial, int images, int in_group, int out_group, int part_pixels,
     int height, int out_height, int tap_rows, int row_step, int row_origin, int row_spread,
     int width, int out_width, int tap_columns, int column_step, int column_origin, int column_spread) {
     SHARED Slices slices;
@@ -169,7 +169,7 @@ KERNEL(256, 1) void weight_gradient(
 }
 
 // turned[tap, o, g, c] = weights[tap, c, g, o]: what the gradient of the data multiplies by.
-KERNEL(256, 4) void turn(const scalar *weights, scalar *turned, int groups, int in_group, int out_group,
+KERNEL(256, 4) void turn(const real *weights, scalar *turned, int groups, int in_group, int out_group,
                          int64 count) {
     int64 i = thread_number();
     if (i >= count)

@@ -16,23 +16,25 @@ The data gradient with a stride has a phase for each remainder of h and v, with 
 by zero, and no two threads that write to one element. The transposed convolution of 2 x 2 with stride 2 is such a
 gradient: four phases with a single tap each, which is its definition.
 
-Any stride, dilation, padding and groups; float32 and float64. It is slow for groups of few channels, where most of
-a tile is empty.
+Any stride, dilation, padding and groups; float32 and float64, and arrays of bfloat16. It is slow for groups of few
+channels, where most of a tile is empty.
 
 Cost: 2 N P Q O (C/G) R S FLOPs each, rounded up to whole tiles. Sources: Chetlur et al., "cuDNN: efficient
 primitives for deep learning", 2014 (implicit product, patches built in shared memory); Volkov & Demmel,
 "Benchmarking GPUs to tune dense linear algebra", SC 2008 (tiles in registers).
 """
 
+import numpy as np
+
 from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.ops.conv2d import gather
 from tinyseg.ops.geometry import Window
 
-_cuda = cuda.KernelFile(__file__, headers=["taps.cuh", "tiles.cuh"], WIDTH=(4, 1))
+_cuda = cuda.KernelFile(__file__, headers=["taps.cuh", "tiles.cuh"], scalars=cuda.WITH_BFLOAT16, WIDTH=(4, 1))
 
 
-def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
+def unsuitable(dtype: np.dtype, w: Array, groups: int, window: Window | None = None) -> str | None:
     """Nothing is."""
     return None
 
@@ -44,18 +46,21 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) ->
 
 def data_gradient(dy: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
     axes = gather.data_gradient_axes(window)
-    return gather.product(_cuda, dy, turn(w, groups), b, axes, groups, WIDTH=_width(w.shape[3] // groups))
+    return gather.product(_cuda, dy, turn(w, groups, w.dtype), b, axes, groups, WIDTH=_width(w.shape[3] // groups))
 
 
 def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
     return gather.weight_gradient(_cuda, x, dy, window, groups, WIDTH=_width(x.shape[3] // groups))
 
 
-def turn(w: Array, groups: int) -> Array:
-    """w[r, s, c, (g, o)] as [r, s, o, (g, c)]: input and output channels change places inside each group."""
+def turn(w: Array, groups: int, dtype: np.dtype) -> Array:
+    """w[r, s, c, (g, o)] as [r, s, o, (g, c)]: input and output channels change places inside each group.
+
+    dtype: its own, or bfloat16.
+    """
     w = cuda.contiguous(w)
     in_group, out_group = w.shape[2], w.shape[3] // groups
-    turned = cuda.empty((*w.shape[:2], out_group, groups * in_group), w.dtype)
+    turned = cuda.empty((*w.shape[:2], out_group, groups * in_group), dtype)
     _cuda.launch("turn", w, turned, groups, in_group, out_group, w.size, threads=w.size)
     return turned
 

@@ -39,6 +39,8 @@ float64). Source: Lavin & Gray, "Fast algorithms for convolutional neural networ
 and 8 (two dimensions); Winograd, "Arithmetic complexity of computations", SIAM 1980.
 """
 
+import numpy as np
+
 from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.cuda import device
@@ -53,10 +55,12 @@ FIELD = (HEIGHT + 2) * (WIDTH + 2)
 _cuda = cuda.KernelFile(__file__, headers=["taps.cuh"], WIDTH=(4, 1))
 
 
-def unsuitable(w: Array, groups: int, window: Window | None = None) -> str | None:
+def unsuitable(dtype: np.dtype, w: Array, groups: int, window: Window | None = None) -> str | None:
     """Why this convolution cannot be calculated here; None if it can."""
     if cuda.capability() < CAPABILITY:
         return f"it needs a GPU of compute capability {CAPABILITY / 10}, this one has {cuda.capability() / 10}"
+    if dtype.itemsize < 4:
+        return f"it is for float32 and float64, not {dtype}"
     if groups != 1:
         return "it is for convolutions without groups"
     if window is None or (window.kernel, window.stride, window.dilation) != ((3, 3), (1, 1), (1, 1)):
