@@ -54,9 +54,13 @@ def test_an_upload_is_there_once_it_is_finished(device):
     np.testing.assert_array_equal(cuda.to_host(second), np.full(5, 2.0))
 
 
-def test_arrays_of_different_shapes_are_not_overwritten(device):
+def test_arrays_that_cannot_be_overwritten(device):
     with pytest.raises(ValueError, match=r"one shape, got \(2,\) and \(3,\)"):
         cuda.write(cuda.to_device(np.ones(2)), np.ones(3))
+    with pytest.raises(TypeError, match="one type, got float64 and float32"):
+        cuda.write(cuda.to_device(np.ones(2)), cuda.to_device(np.ones(2, np.float32)))
+    with pytest.raises(ValueError, match="must be C-contiguous"):
+        cuda.write(cuda.to_device(np.ones((2, 2))).transpose(1, 0), np.ones((2, 2)))
 
 
 def network(rng):

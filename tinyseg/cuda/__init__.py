@@ -97,11 +97,15 @@ def constant_like(array: np.ndarray, like: Array) -> Array:
 
 
 def write(target: Array, source: Array) -> None:
-    """Overwrite an array, wherever it is, with one of its shape from there or from the host."""
+    """Overwrite an array, wherever it is, with one of its shape and type from there or from the host."""
     if target.shape != source.shape:
         raise ValueError(f"write: the arrays must have one shape, got {target.shape} and {source.shape}")
     if on_gpu(target):
-        device.current().write(target, source)
+        if on_gpu(source) and source.dtype != target.dtype:
+            raise TypeError(f"write: the arrays must have one type, got {target.dtype} and {source.dtype}")
+        if not target.flags.c_contiguous:
+            raise ValueError(f"write: an array on the GPU must be C-contiguous, got strides {target.strides}")
+        device.current().write(target, contiguous(source) if on_gpu(source) else source)
     else:
         target[...] = source
 

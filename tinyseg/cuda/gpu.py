@@ -82,8 +82,8 @@ class Gpu:
     def write(self, target: Array, source: Array | np.ndarray) -> None:
         if isinstance(source, np.ndarray):
             target.set(np.ascontiguousarray(source, target.dtype))  # type: ignore[attr-defined]
-        else:
-            target[...] = source
+        else:  # no kernel of CuPy's, which would have to be compiled
+            target.data.copy_from_device_async(source.data, source.nbytes)  # type: ignore[attr-defined, arg-type]
 
     def owns(self, array: Array) -> bool:
         return isinstance(array, self.cupy.ndarray) and array.device.id == self.number  # type: ignore[attr-defined]
