@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tinyseg import cuda, ops
+from tinyseg.ops.dropout import next_offset
 from tinyseg.ops.gumbel_softmax import gumbel_noise
 
 
@@ -27,6 +28,15 @@ def test_every_digit_of_the_noise(host, dtype):
     with cuda.on(host()):
         y = cuda.to_host(ops.gumbel_softmax(cuda.to_device(x), seed=11)[0])
     np.testing.assert_allclose(y, 0.5, atol=3e-6 if dtype == np.float32 else 1e-14)
+
+
+def test_an_offset_on_the_gpu(host, dtype):
+    with cuda.on(host()):
+        x, calls = cuda.to_device(np.zeros((4, 3), dtype)), cuda.to_device(np.array(6))
+        for offset in (6, 7):
+            on_gpu = ops.gumbel_softmax(x, seed=3, offset=next_offset(calls))[0]
+            expected = ops.gumbel_softmax(x, seed=3, offset=offset)[0]
+            np.testing.assert_array_equal(cuda.to_host(on_gpu), cuda.to_host(expected))
 
 
 def test_an_array_that_is_not_contiguous(machine, dtype):

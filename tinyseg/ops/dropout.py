@@ -132,10 +132,7 @@ _cuda = cuda.KernelFile(__file__, headers=["philox.cuh"])
 def _apply_cuda(x: Array, draw: Draw) -> Array:
     x = cuda.contiguous(x)
     y = cuda.empty(x.shape, x.dtype)
-    offset = draw.offset
-    if not cuda.on_gpu(offset):
-        offset = cuda.constant(np.array(offset, np.uint64))
-    numbers = (draw.seed, offset, _threshold(draw.rate), 1 / (1 - draw.rate))
+    numbers = (draw.seed, offset_on_gpu(draw.offset), _threshold(draw.rate), 1 / (1 - draw.rate))
     if draw.channels:
         in_image = x.size // x.shape[0]
         _cuda.launch("dropout_channels", x, y, x.size, in_image, x.shape[-1], *numbers, threads=x.size)
@@ -161,13 +158,10 @@ def dropout(
     checks.floating("dropout", x=x)
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: rate must be at least 0 and less than 1, got {rate}")
-    drawn_on_gpu = cuda.on_gpu(offset)  # by next_offset
-    for name, number in (("seed", seed), ("offset", 0 if drawn_on_gpu else offset)):
-        if not (hasattr(number, "__index__") and 0 <= number < 2**64):
-            raise ValueError(f"dropout: {name} must be an integer from 0 to 2^64 - 1, got {number!r}")
+    seed, offset = checked_draw("dropout", seed, offset)
     if channels and x.ndim < 2:
         raise ValueError(f"dropout: with channels=True x must have the axes (N, .., C), got shape {x.shape}")
-    draw = Draw(float(rate), int(seed), offset if drawn_on_gpu else int(offset), channels)
+    draw = Draw(float(rate), seed, offset, channels)
     apply = backend.choose(x, numpy=_apply_reference, numba=_apply_numba, cuda=_apply_cuda)
     return apply(x, draw), DropoutCache(x.shape, x.dtype, draw)
 
@@ -177,6 +171,18 @@ def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
     checks.upstream("dropout_backward", dy, cache.shape, cache.dtype)
     apply = backend.choose(dy, numpy=_apply_reference, numba=_apply_numba, cuda=_apply_cuda)
     return apply(dy, cache.draw)
+
+
+def checked_draw(operator: str, seed: int, offset: int | Array) -> tuple[int, int | Array]:
+    """Seed and offset, as integers but for an offset on a GPU (see `next_offset`)."""
+    for name, number in (("seed", seed), ("offset", 0 if cuda.on_gpu(offset) else offset)):
+        if not (hasattr(number, "__index__") and 0 <= number < 2**64):
+            raise ValueError(f"{operator}: {name} must be an integer from 0 to 2^64 - 1, got {number!r}")
+    return int(seed), offset if cuda.on_gpu(offset) else int(offset)
+
+
+def offset_on_gpu(offset: int | Array) -> Array:
+    return cuda.constant(np.array(offset, np.uint64)) if isinstance(offset, int) else offset
 
 
 def next_offset(calls: Array) -> int | Array:

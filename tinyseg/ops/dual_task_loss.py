@@ -121,7 +121,7 @@ def dual_task_loss(
     sigma: float = 1.0,
     threshold: float = 0.01,
     seed: int | None = None,
-    offset: int = 0,
+    offset: int | Array = 0,
     ignore_label: int | None = None,
 ) -> tuple[Array, DualTaskLossCache]:
     """The loss of `logits` (N, H, W, C) for integer `labels` (N, H, W) in 0 .. C - 1: an array of no axes.
@@ -129,7 +129,7 @@ def dual_task_loss(
     temperature   of the Gumbel softmax
     sigma         of the blur, in pixels
     threshold     0 or more: where the magnitude ζ is above it, there is a border
-    seed, offset  of the noise; seed None is for no noise
+    seed, offset  of the noise, see gumbel_softmax; seed None is for no noise
     ignore_label  pixels with this label do not count
     """
     checks.floating("dual_task_loss", logits=logits)

@@ -9,10 +9,10 @@ DEVICE scalar gumbel(uint32 word) {
 }
 
 // y = (x + noise) * factor
-KERNEL(256, 4) void add_noise(const scalar *x, int64 n, uint64 seed, uint64 offset, scalar factor, scalar *y) {
+KERNEL(256, 4) void add_noise(const scalar *x, int64 n, uint64 seed, const uint64 *offset, scalar factor, scalar *y) {
     int64 i = 4 * thread_number();
     quad values = load_quad(x + i, n - i);
-    Words words = philox(i / 4, offset, seed);
+    Words words = philox(i / 4, *offset, seed);
     for (int k = 0; k < 4; ++k)
         values.v[k] = (values.v[k] + gumbel(words.w[k])) * factor;
     store_quad(y + i, values, n - i);

@@ -31,7 +31,7 @@ from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks
 from tinyseg.ops.arithmetic import mul
-from tinyseg.ops.dropout import random_words
+from tinyseg.ops.dropout import checked_draw, offset_on_gpu, random_words
 from tinyseg.ops.softmax import SoftmaxCache, softmax, softmax_backward
 
 
@@ -39,7 +39,7 @@ class Draw(NamedTuple):
     """What the noise is a function of, besides the shape."""
 
     seed: int
-    offset: int
+    offset: int | Array
 
 
 class GumbelSoftmaxCache(NamedTuple):
@@ -74,7 +74,8 @@ def _scores_cuda(x: Array, temperature: float, draw: Draw | None) -> Array:
         return _divided_cuda(x, temperature)
     x = cuda.contiguous(x)
     y = cuda.empty(x.shape, x.dtype)
-    _cuda.launch("add_noise", x, x.size, *draw, 1 / temperature, y, threads=cuda.quads(x.size))
+    numbers = (x.size, draw.seed, offset_on_gpu(draw.offset), 1 / temperature)
+    _cuda.launch("add_noise", x, *numbers, y, threads=cuda.quads(x.size))
     return y
 
 
@@ -86,12 +87,13 @@ def _divided_cuda(array: Array, temperature: float) -> Array:
 
 
 def gumbel_softmax(
-    x: Array, *, temperature: float = 1.0, seed: int | None, offset: int = 0
+    x: Array, *, temperature: float = 1.0, seed: int | None, offset: int | Array = 0
 ) -> tuple[Array, GumbelSoftmaxCache]:
     """A soft random choice from scores x (..., C): positive, and of sum 1 over the last axis.
 
     temperature   more than 0; the lower, the nearer to one-hot
-    seed, offset  integers from 0 to 2^64 - 1, which the noise is a function of; seed None is for no noise
+    seed, offset  integers from 0 to 2^64 - 1, which the noise is a function of; seed None is for no noise. On a
+                  GPU the offset may be an array there, as dropout's (`next_offset`)
 
     >>> gumbel_softmax(np.log(np.array([1.0, 3.0])), temperature=0.5, seed=None)[0]
     array([0.1, 0.9])
@@ -99,10 +101,7 @@ def gumbel_softmax(
     checks.floating("gumbel_softmax", x=x)
     if not temperature > 0:
         raise ValueError(f"gumbel_softmax: temperature must be more than 0, got {temperature}; near 0 is one-hot")
-    for name, number in (("seed", seed), ("offset", offset)):
-        if number is not None and not (hasattr(number, "__index__") and 0 <= number < 2**64):
-            raise ValueError(f"gumbel_softmax: {name} must be an integer from 0 to 2^64 - 1, got {number!r}")
-    draw = None if seed is None else Draw(int(seed), int(offset))
+    draw = None if seed is None else Draw(*checked_draw("gumbel_softmax", seed, offset))
     scores = backend.choose(x, numpy=_scores, numba=_scores, cuda=_scores_cuda)
     y, cache = softmax(scores(x, temperature, draw))
     return y, GumbelSoftmaxCache(cache, float(temperature))
