@@ -19,6 +19,7 @@ from benchmarks import harness
 from tinyseg import functional as F
 from tinyseg import optim
 from tinyseg.models.unet import UNet
+from tinyseg.tape import Tensor
 
 CLASSES = 21
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
@@ -98,10 +99,15 @@ class OurStep:
     def logits(self) -> np.ndarray:
         return self.network(self.images).data
 
-    def __call__(self) -> float:
+    def make_gradients(self) -> Tensor:
+        """Forward and backward. Returns the loss."""
         self.optimiser.zero_grad()
         loss = F.cross_entropy(self.network(self.images), self.labels)
         loss.backward()
+        return loss
+
+    def __call__(self) -> float:
+        loss = self.make_gradients()
         self.optimiser.step()
         return float(loss.data)
 
@@ -124,10 +130,14 @@ class TorchStep:
         network.to(torch.float32)
         return result
 
-    def __call__(self) -> float:
+    def make_gradients(self) -> torch.Tensor:
         self.optimiser.zero_grad()
         loss = tf.cross_entropy(self.network(self.images), self.labels)
         loss.backward()
+        return loss
+
+    def __call__(self) -> float:
+        loss = self.make_gradients()
         self.optimiser.step()
         return loss.item()
 
