@@ -17,6 +17,15 @@ KERNEL(256, 4) void inverse_norm(const scalar *norm, scalar tiny, bool root, sca
     store_quad(y + i, values, n - i);
 }
 
+// factor * log(x), of a number too small that of the smallest.
+KERNEL(256, 4) void logarithm(const scalar *x, scalar smallest, scalar factor, scalar *y, int64 n) {
+    int64 i = 4 * thread_number();
+    quad values = load_quad(x + i, n - i);
+    for (int k = 0; k < 4; ++k)
+        values.v[k] = factor * log(max(values.v[k], smallest));
+    store_quad(y + i, values, n - i);
+}
+
 // For each column the largest number and the largest of the negative ones' opposites, NaN if one is NaN: found
 // (2, columns, warps), a part of the rows for each warp. blockIdx.y is the column.
 KERNEL(256, 4) void column_ranges(const scalar *x, int64 rows, int columns, double *found) {

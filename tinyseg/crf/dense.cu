@@ -1,13 +1,5 @@
 // Energies from what a network says: see dense.py. One thread, four elements.
 
-KERNEL(256, 4) void energies_of_probabilities(const scalar *p, scalar smallest, scalar *y, int64 n) {
-    int64 i = 4 * thread_number();
-    quad values = load_quad(p + i, n - i);
-    for (int k = 0; k < 4; ++k)
-        values.v[k] = -log(max(values.v[k], smallest));
-    store_quad(y + i, values, n - i);
-}
-
 // sign * x, and `impossible` where that is infinite.
 KERNEL(256, 4) void finite_energies(const scalar *x, scalar sign, scalar impossible, scalar *y, int64 n) {
     int64 i = 4 * thread_number();
