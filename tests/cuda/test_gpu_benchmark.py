@@ -389,6 +389,29 @@ def test_one_group_runs_in_this_process(command, monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "gpu.json").read_text())["left out"] == ["dense"]
 
 
+@pytest.mark.parametrize("group", [group for group in gpu.GROUPS if group != "tests"])
+def test_a_group_measures_all_its_rows(group, report, monkeypatch):
+    """With made-up times: each row of the group is there, and what all of them depend on."""
+
+    def measure_case(case, direction, precision, card, stopwatch):
+        assert card is CARD and isinstance(stopwatch, gpu_measure.CudaEvents)
+        return fake_row(case.group, case.name, direction.name, precision)
+
+    def measure_step(way, precision, setting, card, stopwatch):
+        assert card is CARD and isinstance(stopwatch, gpu_training.WallClock)
+        return fake_row("training", way, str(setting), precision)
+
+    monkeypatch.setattr(gpu_measure, "measure_card", lambda stopwatch: CARD)
+    monkeypatch.setattr(gpu_measure, "measure", measure_case)
+    monkeypatch.setattr(gpu_training, "measure", measure_step)
+    assert gpu.run_group(group, report, gpu.Budget()) == (True, True)
+    content = read(report)
+    assert content["card"] == CARD._asdict() and content["settings"].keys() == {FLOAT32, TF32}
+    cases = [case for case in CASES.values() if case.group == group]
+    expected = sum(len(case.precisions) * len(case.passes) for case in cases) or 4
+    assert len(content["rows"]) == expected and {row["group"] for row in content["rows"]} == {group}
+
+
 def test_without_a_gpu_it_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.machine, "problem", lambda: "no NVIDIA driver was found; install one")
     with pytest.raises(SystemExit, match="the benchmark needs a GPU: no NVIDIA driver was found"):
