@@ -22,6 +22,28 @@ def network(name, **settings) -> Any:
     return model
 
 
+def batch(machine, size):
+    coarse = machine.rng.integers(0, 4, (2, -(-size[0] // 6), -(-size[1] // 7)))  # areas, with edges in between
+    labels = coarse.repeat(6, axis=1).repeat(7, axis=2)[:, : size[0], : size[1]]
+    return machine.numbers(2, *size, 3), labels
+
+
+def losses_and_gradients(model, images, labels):
+    """The terms of the loss, then the gradients of the parameters that learn."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    outputs = model.outputs(Tensor(images))
+    size = getattr(outputs, "logits", outputs).shape[1:3]
+    if model.context:
+        top, left = ((large - small) // 2 for large, small in zip(labels.shape[1:], size, strict=True))
+        labels = labels[:, top : top + size[0], left : left + size[1]]
+    losses = model.losses(outputs, labels, CrossEntropy(ignore_label=3), step=2)
+    loss = total(losses)
+    loss.backward(cuda.constant_like(np.array(1.0), loss.data))
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return *(term.data for term in losses.values()), *(parameter.grad for parameter in learning)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "size"),
     [
@@ -40,23 +62,41 @@ def network(name, **settings) -> Any:
     ],
 )
 def test_training(machine, name, settings, size):
-    def losses_and_gradients(images, labels):
-        model = network(name, **settings)
-        model.to("cuda" if cuda.on_gpu(images) else "cpu")
-        outputs = model.outputs(Tensor(images))
-        size = getattr(outputs, "logits", outputs).shape[1:3]
-        if model.context:
-            top, left = ((large - small) // 2 for large, small in zip(labels.shape[1:], size, strict=True))
-            labels = labels[:, top : top + size[0], left : left + size[1]]
-        losses = model.losses(outputs, labels, CrossEntropy(ignore_label=3), step=2)
-        loss = total(losses)
-        loss.backward(cuda.constant_like(np.array(1.0), loss.data))
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return *(term.data for term in losses.values()), *(parameter.grad for parameter in learning)
+    def train(images, labels):
+        model = network(name, **settings).to("cuda" if cuda.on_gpu(images) else "cpu")
+        return losses_and_gradients(model, images, labels)
 
-    coarse = machine.rng.integers(0, 4, (2, -(-size[0] // 6), -(-size[1] // 7)))  # areas, with edges in between
-    labels = coarse.repeat(6, axis=1).repeat(7, axis=2)[:, : size[0], : size[1]]
-    images = machine.numbers(2, *size, 3)
     # What a normalisation takes away, a bias for instance, has a gradient that is 0 but for rounding.
-    results = machine.agree(losses_and_gradients, images, labels, tolerance={np.dtype("f8"): 1e-9}, floor=1e-4)
+    results = machine.agree(train, *batch(machine, size), tolerance={np.dtype("f8"): 1e-9}, floor=1e-4)
     assert all(result.any() for result in results if result.size > 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("deeplab_v3_resnet50", RESNET),
+        ("fastfcn_encnet_resnet50", {**RESNET, "codewords": 3}),
+        ("gscnn_resnet50", RESNET),
+    ],
+)
+def test_nothing_is_read_in_a_step(machine, name, settings):
+    """So it can be recorded: the graph makes of the next batch what the step itself would."""
+    first, second = batch(machine, (17, 18)), batch(machine, (17, 18))
+    found = []
+    with cuda.on(machine.devices[0]):
+        for recorded in (False, True):
+            model = network(name, **settings).to("cuda")
+            images, labels = map(cuda.to_device, first)
+            losses_and_gradients(model, images, labels)
+            graph = None
+            if recorded:
+                with cuda.record() as graph:
+                    results = losses_and_gradients(model, images, labels)
+            for array, values in zip((images, labels), second, strict=True):
+                cuda.write(array, values)
+            if graph is None:
+                results = losses_and_gradients(model, images, labels)
+            else:
+                graph.launch()
+            found.append([cuda.to_host(result).tobytes() for result in results])
+    assert found[0] == found[1]
