@@ -165,6 +165,28 @@ def test_a_kernel_that_cannot_be_started(gpu):
         gpu.run(cubins, kernel, (3, 1, 1), 0, [np.int32(1)])
 
 
+class CupyArray:
+    """Takes what a CuPy array takes: a NumPy array of its own type and shape."""
+
+    def __init__(self, shape, dtype):
+        self.values = np.zeros(shape, dtype)
+        self.dtype = self.values.dtype
+
+    def set(self, array):
+        assert isinstance(array, np.ndarray)
+        assert (array.dtype, array.shape) == (self.values.dtype, self.values.shape)
+        self.values[...] = array
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_arrays_of_the_host_are_written_as_cupy_takes_them(gpu, shape):
+    gpu, _ = gpu
+    source = np.asarray(np.arange(np.prod(shape, dtype=int)).reshape(shape[::-1]).T + 1.5)
+    target = CupyArray(shape, np.float32)
+    gpu.write(target, source)
+    np.testing.assert_array_equal(target.values, source)
+
+
 def test_binaries_are_kept_on_disk(gpu, monkeypatch, tmp_path):
     gpu, cubins = gpu
     compiled = []

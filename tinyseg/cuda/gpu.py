@@ -81,7 +81,7 @@ class Gpu:
 
     def write(self, target: Array, source: Array | np.ndarray) -> None:
         if isinstance(source, np.ndarray):
-            target.set(np.ascontiguousarray(source, target.dtype))  # type: ignore[attr-defined]
+            target.set(np.require(source, target.dtype, "C"))  # type: ignore[attr-defined]
         else:  # no kernel of CuPy's, which would have to be compiled
             target.data.copy_from_device_async(source.data, source.nbytes)  # type: ignore[attr-defined, arg-type]
 
