@@ -3,19 +3,13 @@
 // Each block counts the edges among every gridDim.x-th run of 256 elements, and the other elements that are not to be
 // ignored. partial: (2, blocks).
 KERNEL(256, 4) void count_edges(const int64 *edges, int64 n, bool has_ignored, int64 ignored, double *partial) {
-    SHARED int scratch[8];
     int positive = 0, negative = 0;
     for (int64 i = thread_number(); i < n; i += int64(gridDim.x) * 256) {
         bool counts = !(has_ignored && edges[i] == ignored);
         positive += counts && edges[i] == 1;
         negative += counts && edges[i] == 0;
     }
-    positive = block_sum(positive, scratch);
-    negative = block_sum(negative, scratch);
-    if (threadIdx.x == 0) {
-        partial[blockIdx.x] = positive;
-        partial[gridDim.x + blockIdx.x] = negative;
-    }
+    store_sums(positive, negative, partial);
 }
 
 // counts: (2,), all edges and all others. An element that is neither 0 nor 1 nor to be ignored has the weight NaN: so

@@ -47,7 +47,7 @@ def _targets_and_weights(edges: Array, logits: Array, ignore_label: int | None) 
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, headers=["loss_sums.cuh"])
 
 
 def _targets_and_weights_cuda(edges: Array, logits: Array, ignore_label: int | None) -> tuple[Array, Array]:

@@ -19,7 +19,6 @@ KERNEL(256, 4) void bce_prepare(const scalar *targets, const scalar *given_weigh
 // Each block takes every gridDim.x-th run of 256 elements. partial: (2, blocks), sums of the losses and the weights.
 KERNEL(256, 4) void bce_forward(const scalar *z, const scalar *targets, const scalar *weights, const scalar *positive,
                                 int64 n, int C, double *partial) {
-    SHARED double scratch[8];
     double losses = 0, total_weight = 0;
     for (int64 i = thread_number(); i < n; i += int64(gridDim.x) * 256) {
         if (weights[i] == 0)
@@ -30,12 +29,7 @@ KERNEL(256, 4) void bce_forward(const scalar *z, const scalar *targets, const sc
         losses += weight * (positive[i % C] * target * yes + (1 - target) * no);
         total_weight += weight;
     }
-    losses = block_sum(losses, scratch);
-    total_weight = block_sum(total_weight, scratch);
-    if (threadIdx.x == 0) {
-        partial[blockIdx.x] = losses;
-        partial[gridDim.x + blockIdx.x] = total_weight;
-    }
+    store_sums(losses, total_weight, partial);
 }
 
 KERNEL(256, 4) void bce_backward(const scalar *dy, const double *scale, const scalar *z, const scalar *targets,

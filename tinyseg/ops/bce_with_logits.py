@@ -113,7 +113,7 @@ def _flat(*arrays: Array) -> list[Array]:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, headers=["loss_sums.cuh"])
 
 
 def _forward_cuda(z: Array, t: Array, w: Array, q: Array, mean: bool) -> tuple[Array, Array]:

@@ -19,7 +19,6 @@ DEVICE Scores scores_of(const scalar *logits, int64 pixel, bool inside, int C, i
 // Each block takes every gridDim.x-th group of pixels. partial: (2, blocks), sums of the losses and of the weights.
 KERNEL(256, 4) void cross_entropy_forward(const scalar *logits, const int64 *labels, const scalar *weights,
                                           int64 pixels, int C, int width, double *partial) {
-    SHARED double scratch[8];
     int group = 256 / width;
     double losses = 0, total_weight = 0;
     for (int64 start = int64(blockIdx.x) * group; start < pixels; start += int64(gridDim.x) * group) {
@@ -37,12 +36,7 @@ KERNEL(256, 4) void cross_entropy_forward(const scalar *logits, const int64 *lab
             total_weight += weight;
         }
     }
-    losses = block_sum(losses, scratch);
-    total_weight = block_sum(total_weight, scratch);
-    if (threadIdx.x == 0) {
-        partial[blockIdx.x] = losses;
-        partial[gridDim.x + blockIdx.x] = total_weight;
-    }
+    store_sums(losses, total_weight, partial);
 }
 
 KERNEL(256, 4) void cross_entropy_backward(const scalar *dy, const double *scale, const scalar *logits,

@@ -198,7 +198,7 @@ def _backward_numba(dy: Array, cache: CrossEntropyCache) -> Array:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, headers=["loss_sums.cuh"])
 
 
 def _forward_cuda(logits: Array, labels: Array, weights: Array, mean: bool) -> tuple[Array, Array]:

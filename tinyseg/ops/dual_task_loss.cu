@@ -32,19 +32,13 @@ DEVICE Difference difference(const scalar *magnitude, const scalar *truth, const
 // Each block takes every gridDim.x-th run of 256 elements. partial: (2, blocks), sums of the losses and the size of S.
 KERNEL(256, 4) void dual_task_forward(const scalar *magnitude, const scalar *truth, const scalar *seen,
                                       scalar threshold, int64 n, int C, double *partial) {
-    SHARED double scratch[8];
     double losses = 0, size = 0;
     for (int64 i = thread_number(); i < n; i += int64(gridDim.x) * 256) {
         Difference d = difference(magnitude, truth, seen, threshold, i, C);
         losses += fabs(double(d.by));
         size += d.at_border;
     }
-    losses = block_sum(losses, scratch);
-    size = block_sum(size, scratch);
-    if (threadIdx.x == 0) {
-        partial[blockIdx.x] = losses;
-        partial[gridDim.x + blockIdx.x] = size;
-    }
+    store_sums(losses, size, partial);
 }
 
 // The derivative by the magnitude. scale: 1 / |S|, or 0.

@@ -83,7 +83,7 @@ def _compare(magnitude: Array, true_magnitude: Array, seen: Array, threshold: fl
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, headers=["loss_sums.cuh"])
 
 
 def _keep_seen_cuda(x: Array, seen: Array) -> Array:
