@@ -14,20 +14,20 @@ from tinyseg import cuda, ops
         (((3,), (2,)), 0),
     ],
 )
-def test_concat(machine, dtype, shapes, axis):
+def test_concat(machine, stored, shapes, axis):
     def both(*arrays):
         y, cache = ops.concat(arrays, axis=axis)
         return y, *ops.concat_backward(y, cache)
 
-    machine.agree(both, *(machine.numbers(*shape, dtype=dtype) for shape in shapes))
+    machine.agree(both, *(machine.numbers(*shape, dtype=stored) for shape in shapes))
 
 
-def test_a_gradient_that_is_not_needed(machine, dtype):
+def test_a_gradient_that_is_not_needed(machine, stored):
     def backward(a, b):
         y, cache = ops.concat([a, b])
         return ops.concat_backward(y, cache, need=(False, True))
 
-    machine.agree(backward, machine.numbers(3, 5, dtype=dtype), machine.numbers(3, 2, dtype=dtype))
+    machine.agree(backward, machine.numbers(3, 5, dtype=stored), machine.numbers(3, 2, dtype=stored))
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_a_gradient_that_is_not_needed(machine, dtype):
         ((3, 2, 2, 2, 3), {0: (1, 3), 4: (0, 2)}),
     ],
 )
-def test_slice(machine, dtype, shape, ranges):
+def test_slice(machine, stored, shape, ranges):
     def both(x):
         y, cache = ops.slice(x, ranges)
         return y, ops.slice_backward(y, cache)
 
-    machine.agree(both, machine.numbers(*shape, dtype=dtype))
+    machine.agree(both, machine.numbers(*shape, dtype=stored))
 
 
 def test_too_many_axes_that_are_cut(host, rng):
@@ -55,9 +55,9 @@ def test_too_many_axes_that_are_cut(host, rng):
             ops.slice_backward(y, cache)
 
 
-def test_reshape_needs_no_kernel(machine, dtype):
+def test_reshape_needs_no_kernel(machine, stored):
     def both(x):
         y, cache = ops.reshape(x.transpose(1, 0, 2), (5, -1))
         return y, ops.reshape_backward(y, cache)
 
-    machine.agree(both, machine.numbers(3, 5, 2, dtype=dtype))
+    machine.agree(both, machine.numbers(3, 5, 2, dtype=stored))

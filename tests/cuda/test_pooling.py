@@ -16,40 +16,40 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("shape", "options"), OPTIONS)
-def test_max_pool(machine, dtype, shape, options):
+def test_max_pool(machine, stored, shape, options):
     def both(x, dy):
         y, cache = ops.max_pool2d(x, **options)
         dy = dy[:, : y.shape[1], : y.shape[2]]
         return y, cache.index, ops.max_pool2d_backward(dy, cache)
 
-    x = machine.rng.integers(-9, 9, shape).astype(dtype)  # few values, so that many windows hold equal ones
-    machine.agree(both, x, machine.numbers(shape[0], 12, 12, shape[3], dtype=dtype))
+    x = machine.rng.integers(-9, 9, shape).astype(stored)  # few values, so that many windows hold equal ones
+    machine.agree(both, x, machine.numbers(shape[0], 12, 12, shape[3], dtype=stored))
 
 
 @pytest.mark.parametrize(("shape", "options"), OPTIONS)
-def test_max_unpool(machine, dtype, shape, options):
+def test_max_unpool(machine, stored, shape, options):
     def both(image, dy):
         pooled, cache = ops.max_pool2d(image, **options)
         y, cache = ops.max_unpool2d(pooled, cache.index, **options, size=shape[1:3])
         return y, ops.max_unpool2d_backward(dy, cache)
 
-    machine.agree(both, machine.numbers(*shape, dtype=dtype), machine.numbers(*shape, dtype=dtype))
+    machine.agree(both, machine.numbers(*shape, dtype=stored), machine.numbers(*shape, dtype=stored))
 
 
-def test_nan_and_infinity(machine, dtype):
-    x = np.array([np.nan, 1, 2, np.nan, -np.inf, -np.inf, 3, np.nan, 5], dtype).reshape(1, 3, 3, 1)
+def test_nan_and_infinity(machine, stored):
+    x = np.array([np.nan, 1, 2, np.nan, -np.inf, -np.inf, 3, np.nan, 5], stored).reshape(1, 3, 3, 1)
     machine.agree(lambda x: ops.max_pool2d(x, 2, stride=1)[1].index, x)
     machine.agree(lambda x: ops.max_pool2d(x, 2, stride=1, padding=1)[0], x)
 
 
 @pytest.mark.parametrize("count_include_pad", [False, True])
 @pytest.mark.parametrize(("shape", "options"), OPTIONS)
-def test_avg_pool(machine, dtype, shape, options, count_include_pad):
+def test_avg_pool(machine, stored, shape, options, count_include_pad):
     def both(x, dy):
         y, cache = ops.avg_pool2d(x, **options, count_include_pad=count_include_pad)
         dy = dy[:, : y.shape[1], : y.shape[2]]
         return y, ops.avg_pool2d_backward(dy, cache)
 
     machine.agree(
-        both, machine.numbers(*shape, dtype=dtype), machine.numbers(shape[0], 12, 12, shape[3], dtype=dtype)
+        both, machine.numbers(*shape, dtype=stored), machine.numbers(shape[0], 12, 12, shape[3], dtype=stored)
     )

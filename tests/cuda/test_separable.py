@@ -11,23 +11,23 @@ from tinyseg import ops
     ("shape", "size"),
     [((2, 3, 5, 1), (6, 10)), ((1, 7, 4, 8), (5, 9)), ((1, 1, 3, 70), (4, 1)), ((2, 9, 8, 3), (2, 3))],
 )
-def test_resize(machine, dtype, shape, size, mode, align_corners):
+def test_resize(machine, stored, shape, size, mode, align_corners):
     def both(x, dy):
         y, cache = ops.resize(x, size, mode=mode, align_corners=align_corners)
         return y, ops.resize_backward(dy, cache)
 
     machine.agree(
-        both, machine.numbers(*shape, dtype=dtype), machine.numbers(shape[0], *size, shape[3], dtype=dtype)
+        both, machine.numbers(*shape, dtype=stored), machine.numbers(shape[0], *size, shape[3], dtype=stored)
     )
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize("channels", [3, 8])
-def test_pad_and_crop(machine, dtype, mode, channels):
+def test_pad_and_crop(machine, stored, mode, channels):
     def both(x, dy):
         y, cache = ops.pad(x, (1, 2, 0, 3), mode=mode, value=0.5)
         z, crop_cache = ops.crop(x, (1, 0, 2, 1))
         return y, ops.pad_backward(y, cache), z, ops.crop_backward(dy, crop_cache)
 
-    x, dy = machine.numbers(2, 4, 5, channels, dtype=dtype), machine.numbers(2, 3, 2, channels, dtype=dtype)
+    x, dy = machine.numbers(2, 4, 5, channels, dtype=stored), machine.numbers(2, 3, 2, channels, dtype=stored)
     machine.agree(both, x, dy)

@@ -120,6 +120,6 @@ KERNEL(256, 4) void max_backward(const scalar *dy, const int *position, int pixe
     int own = here.row * W + here.column;
     if (here.inside)
         dx[here.at] = gathered(here, C, H, W, P, Q, [=](int64 at, int, int) {
-            return position[at] == own ? dy[at] : 0;
+            return position[at] == own ? dy[at] : scalar(0);
         });
 }

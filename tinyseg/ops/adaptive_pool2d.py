@@ -216,7 +216,7 @@ def _max_backward_numba(dy: Array, position: Array, shape: tuple[int, ...]) -> A
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__, headers=["pooling.cuh"])
+_cuda = cuda.KernelFile(__file__, headers=["pooling.cuh"], scalars=cuda.WITH_BFLOAT16)
 
 
 def _avg_cuda(x: Array, size: tuple[int, int]) -> Array:

@@ -135,7 +135,7 @@ def _backward_numba(dy: Array, shape: tuple[int, ...], window: Window, rows: Arr
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__, headers=["pooling.cuh"], WIDTH=(1, 4))
+_cuda = cuda.KernelFile(__file__, headers=["pooling.cuh"], scalars=cuda.WITH_BFLOAT16, WIDTH=(1, 4))
 
 
 def _forward_cuda(x: Array, window: Window, rows: Array, columns: Array) -> Array:

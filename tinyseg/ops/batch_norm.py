@@ -142,10 +142,10 @@ def _forward_cuda(
 ) -> tuple[Array, Array, Array]:
     """y, and the statistics used."""
     pixels, gamma, beta = _one_set_cuda(x), cuda.contiguous(gamma), cuda.contiguous(beta)
-    scale = cuda.empty(gamma.shape, x.dtype)
+    scale = cuda.empty(gamma.shape, gamma.dtype)
     if mean is None or var is None:
         moments = channel_sums.moments_cuda(pixels)
-        mean, var = cuda.empty(gamma.shape, x.dtype), cuda.empty(gamma.shape, x.dtype)
+        mean, var = cuda.empty(gamma.shape, gamma.dtype), cuda.empty(gamma.shape, gamma.dtype)
         numbers = (eps, gamma.size)
         _cuda.launch("batch_norm_of_batch", *moments, gamma, *numbers, mean, var, scale, threads=gamma.size)
     else:
@@ -189,16 +189,19 @@ def batch_norm(
     eps         is added to the variance
     relu        also take max(y, 0), in the same pass
 
+    On a GPU x may be bfloat16; the others, their gradients and the statistics are float32 then.
+
     `cache.mean` and `cache.var` are the ones used; var is biased (divided by M, not by M - 1).
     """
-    checks.floating("batch_norm", x=x, gamma=gamma, beta=beta, mean=mean, var=var)
+    parameters = ("gamma", "beta", "mean", "var")
+    checks.floating("batch_norm", x=x, gamma=gamma, beta=beta, mean=mean, var=var, parameters=parameters)
     if x.ndim < 2:
         raise ValueError(f"batch_norm: x must have the axes (..., C), 2 or more, got shape {x.shape}")
     if (mean is None) != (var is None):
         raise ValueError(
             "batch_norm: give both mean and var, to normalise with constants, or neither, to use the batch's own"
         )
-    for name, array in (("gamma", gamma), ("beta", beta), ("mean", mean), ("var", var)):
+    for name, array in zip(parameters, (gamma, beta, mean, var), strict=True):
         if array is not None:
             checks.shape("batch_norm", name, array, x.shape[-1:], f"one for each channel of x {x.shape}")
     if not eps >= 0:

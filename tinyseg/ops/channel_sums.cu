@@ -5,6 +5,7 @@
 // made in float64; those of the chunks are added by another kernel, always in the same order.
 
 typedef pack<WIDTH> channels_of_thread;
+typedef pack<WIDTH, real> numbers_of_channels;  // which hold for all pixels of a set
 
 struct Place {
     int c;                   // the thread's first channel
@@ -55,19 +56,19 @@ KERNEL(256, 3) void moments_chunks(const scalar *x, int64 M, int C, int width, d
 }
 
 // Sums of g and g * (x - mean), where g = dy, or with a ReLU (y is given) dy where y > 0 and 0 elsewhere.
-KERNEL(256, 3) void gradient_chunks(const scalar *dy, const scalar *x, const scalar *y, const scalar *mean, int64 M,
+KERNEL(256, 3) void gradient_chunks(const scalar *dy, const scalar *x, const scalar *y, const real *mean, int64 M,
                                     int C, int width, double *partial) {
     Place place = place_in_chunk(M, width);
     double sum[WIDTH] = {}, product[WIDTH] = {};
     if (place.c < C) {
-        channels_of_thread centre = load<WIDTH>(mean + int64(blockIdx.z) * C + place.c);
+        numbers_of_channels centre = load<WIDTH>(mean + int64(blockIdx.z) * C + place.c);
         for (int64 i = place.first; i < place.last; i += place.step) {
             channels_of_thread g = load<WIDTH>(dy + i * C + place.c);
             channels_of_thread values = load<WIDTH>(x + i * C + place.c);
             if (y) {
                 channels_of_thread results = load<WIDTH>(y + i * C + place.c);
                 for (int k = 0; k < WIDTH; ++k)
-                    g.v[k] = results.v[k] > 0 ? g.v[k] : 0;
+                    g.v[k] = results.v[k] > 0 ? g.v[k] : scalar(0);
             }
             for (int k = 0; k < WIDTH; ++k) {
                 sum[k] += g.v[k];
@@ -130,37 +131,37 @@ DEVICE Pack pack_of_thread(int64 M, int packs) {
 }
 
 // y = (x - mean) * scale + beta, then max(y, 0) if `relu`; NaN stays.
-KERNEL(256, 4) void normalise(const scalar *x, const scalar *mean, const scalar *scale, const scalar *beta, bool relu,
+KERNEL(256, 4) void normalise(const scalar *x, const real *mean, const real *scale, const real *beta, bool relu,
                               int64 pixels, int64 M, int C, scalar *y) {
     Pack p = pack_of_thread(M, C / WIDTH);
     if (p.i >= pixels)
         return;
     channels_of_thread values = load<WIDTH>(x + p.i * C + p.c);
-    channels_of_thread means = load<WIDTH>(mean + p.l * C + p.c);
-    channels_of_thread scales = load<WIDTH>(scale + p.l * C + p.c);
-    channels_of_thread betas = load<WIDTH>(beta + p.c);
+    numbers_of_channels means = load<WIDTH>(mean + p.l * C + p.c);
+    numbers_of_channels scales = load<WIDTH>(scale + p.l * C + p.c);
+    numbers_of_channels betas = load<WIDTH>(beta + p.c);
     for (int k = 0; k < WIDTH; ++k) {
-        scalar z = (values.v[k] - means.v[k]) * scales.v[k] + betas.v[k];
+        real z = (values.v[k] - means.v[k]) * scales.v[k] + betas.v[k];
         values.v[k] = relu && z <= 0 ? 0 : z;
     }
     store<WIDTH>(y + p.i * C + p.c, values);
 }
 
 // dx = a * g + b * (x - mean) + d
-KERNEL(256, 4) void input_gradient(const scalar *dy, const scalar *x, const scalar *y, const scalar *mean,
-                                   const scalar *a, const scalar *b, const scalar *d, int64 pixels, int64 M, int C,
+KERNEL(256, 4) void input_gradient(const scalar *dy, const scalar *x, const scalar *y, const real *mean,
+                                   const real *a, const real *b, const real *d, int64 pixels, int64 M, int C,
                                    scalar *dx) {
     Pack p = pack_of_thread(M, C / WIDTH);
     if (p.i >= pixels)
         return;
     int64 at = p.i * C + p.c, in_set = p.l * C + p.c;
     channels_of_thread g = load<WIDTH>(dy + at), values = load<WIDTH>(x + at);
-    channels_of_thread means = load<WIDTH>(mean + in_set), as = load<WIDTH>(a + in_set);
-    channels_of_thread bs = load<WIDTH>(b + in_set), ds = load<WIDTH>(d + in_set);
+    numbers_of_channels means = load<WIDTH>(mean + in_set), as = load<WIDTH>(a + in_set);
+    numbers_of_channels bs = load<WIDTH>(b + in_set), ds = load<WIDTH>(d + in_set);
     if (y) {
         channels_of_thread results = load<WIDTH>(y + at);
         for (int k = 0; k < WIDTH; ++k)
-            g.v[k] = results.v[k] > 0 ? g.v[k] : 0;
+            g.v[k] = results.v[k] > 0 ? g.v[k] : scalar(0);
     }
     for (int k = 0; k < WIDTH; ++k)
         g.v[k] = as.v[k] * g.v[k] + bs.v[k] * (values.v[k] - means.v[k]) + ds.v[k];

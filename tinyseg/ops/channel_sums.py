@@ -167,7 +167,7 @@ def _as_type_of(x: Array, array: Array) -> Array:
 
 # --------------------------------------------------------- CUDA launchers, which do the same for arrays on the GPU
 
-_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16, WIDTH=(1, 4))
 
 
 def moments_cuda(x: Array) -> tuple[Array, Array]:

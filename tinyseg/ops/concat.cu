@@ -22,5 +22,5 @@ KERNEL(256, 4) void surround(const scalar *dy, int64 n, int64 n1, int64 n2, int6
     int64 i0 = i01 / n1, i1 = i01 - i0 * n1 - first1;
     i0 -= first0;
     bool inside = 0 <= i0 && i0 < m0 && 0 <= i1 && i1 < m1 && 0 <= i2 && i2 < m2 && 0 <= i3 && i3 < m3;
-    dx[number] = inside ? dy[((i0 * m1 + i1) * m2 + i2) * m3 + i3] : 0;
+    dx[number] = inside ? dy[((i0 * m1 + i1) * m2 + i2) * m3 + i3] : scalar(0);
 }

@@ -39,7 +39,7 @@ class SliceCache(NamedTuple):
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16, WIDTH=(1, 4))
 
 AXES = 4  # that the kernel for slices has, after axes that stay whole are merged
 

@@ -134,8 +134,8 @@ def _images_cuda(array: Array) -> Array:
 def _forward_cuda(x: Array, gamma: Array, beta: Array, groups: int, eps: float) -> tuple[Array, Array, Array]:
     images, gamma, beta = _images_cuda(x), cuda.contiguous(gamma), cuda.contiguous(beta)
     N, C = x.shape[0], x.shape[-1]
-    mean, var = (cuda.empty((N, groups), x.dtype) for _ in range(2))
-    centre, scale = (cuda.empty((N, C), x.dtype) for _ in range(2))
+    mean, var = (cuda.empty((N, groups), gamma.dtype) for _ in range(2))
+    centre, scale = (cuda.empty((N, C), gamma.dtype) for _ in range(2))
     numbers = (eps, mean.size, C // groups, C)
     moments, results = channel_sums.moments_cuda(images), (mean, var, centre, scale)
     _cuda.launch("group_norm_statistics", *moments, gamma, *numbers, *results, threads=32 * mean.size)
@@ -145,7 +145,7 @@ def _forward_cuda(x: Array, gamma: Array, beta: Array, groups: int, eps: float) 
 
 def _backward_cuda(dy: Array, cache: GroupNormCache, need: Sequence[bool]) -> list[Array | None]:
     x, dy_images, gamma = _images_cuda(cache.x), _images_cuda(dy), cuda.contiguous(cache.gamma)
-    (N, M, C), groups, dtype = x.shape, cache.mean.shape[1], dy.dtype
+    (N, M, C), groups, dtype = x.shape, cache.mean.shape[1], gamma.dtype
     size = C // groups
     centre = _to_channels_cuda(cache.mean, C)
     total, product = channel_sums.gradient_sums_cuda(dy_images, x, None, centre)
@@ -180,7 +180,7 @@ def group_norm(
     groups   how many; it divides C. C groups: instance norm. 1 group: layer norm over the whole image.
     eps      is added to the variance
     """
-    checks.floating("group_norm", x=x, gamma=gamma, beta=beta)
+    checks.floating("group_norm", x=x, gamma=gamma, beta=beta, parameters=("gamma", "beta"))
     if x.ndim < 2:
         raise ValueError(f"group_norm: x must have the axes (N, ..., C), 2 or more, got shape {x.shape}")
     for name, array in (("gamma", gamma), ("beta", beta)):

@@ -99,7 +99,7 @@ def linear(x: Array, w: Array, b: Array | None = None) -> tuple[Array, LinearCac
     >>> linear(np.array([1.0, 2.0]), np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]), np.array([0.0, 0.0, 0.5]))[0]
     array([1. , 2. , 3.5])
     """
-    checks.floating("linear", x=x, w=w, b=b)
+    checks.floating("linear", x=x, w=w, b=b, parameters=("w", "b"))
     checks.rank("linear", "w", w, "C O")
     if x.ndim == 0:
         raise ValueError("linear: x must have at least one axis, the channels, got a single number")

@@ -55,7 +55,7 @@ KERNEL(256, 4) void max_pool_pick(const scalar *x, const uint8 *index, const int
     for (int k = 0; k < WIDTH; ++k) {
         int h = here.row * down - top + where.v[k] / S, w = here.column * right - left + where.v[k] % S;
         bool inside = 0 <= h && h < H && 0 <= w && w < W && where.v[k] < R * S;
-        picked.v[k] = inside ? x[((int64(here.n) * H + h) * W + w) * C + here.c + k] : 0;
+        picked.v[k] = inside ? x[((int64(here.n) * H + h) * W + w) * C + here.c + k] : scalar(0);
     }
     store<WIDTH>(y + here.at, picked);
 }
@@ -69,9 +69,7 @@ KERNEL(256, 4) void max_pool_put(const scalar *y, const uint8 *index, const int 
         return;
     int i = here.row + top, j = here.column + left;
     Range over_p = windows_of(i, R, down, P), over_q = windows_of(j, S, right, Q);
-    channels_of_thread total;
-    for (int k = 0; k < WIDTH; ++k)
-        total.v[k] = 0;
+    pack<WIDTH, real> total = {};
     for (int p = over_p.first; p <= over_p.last; ++p)
         for (int q = over_q.first; q <= over_q.last; ++q) {
             int64 at = ((int64(here.n) * P + p) * Q + q) * C + here.c;
@@ -79,7 +77,7 @@ KERNEL(256, 4) void max_pool_put(const scalar *y, const uint8 *index, const int 
             channels_of_thread values = load<WIDTH>(y + at);
             Positions where = load_positions(index, wide_index, at);
             for (int k = 0; k < WIDTH; ++k)
-                total.v[k] += where.v[k] == tap ? values.v[k] : 0;
+                total.v[k] += where.v[k] == tap ? values.v[k] : scalar(0);
         }
     store<WIDTH>(x + here.at, total);
 }

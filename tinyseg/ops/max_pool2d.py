@@ -196,7 +196,7 @@ def _numbers(window: Window) -> tuple:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__, headers=["pooling.cuh"], WIDTH=(1, 4))
+_cuda = cuda.KernelFile(__file__, headers=["pooling.cuh"], scalars=cuda.WITH_BFLOAT16, WIDTH=(1, 4))
 
 
 def _pool_cuda(x: Array, window: Window) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 // The border that pad puts around images when its value is not 0: see pad.py. One thread, one element.
 
 KERNEL(256, 4) void fill_border(scalar *y, int64 n, int H, int W, int P, int Q, int C, int top, int left,
-                                scalar value) {
+                                real value) {
     int64 i = thread_number();
     if (i >= n)
         return;

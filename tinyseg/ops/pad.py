@@ -64,7 +64,7 @@ def _fill_border(y: Array, sides: Padding, H: int, W: int, value: float) -> None
     y[:, :, : sides.left] = y[:, :, sides.left + W :] = value
 
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16)
 
 
 def _fill_border_cuda(y: Array, sides: Padding, H: int, W: int, value: float) -> None:

@@ -110,7 +110,7 @@ def _arrays(a: Table, dtype: np.dtype) -> tuple[Array, Array, Array]:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16, WIDTH=(1, 4))
 
 
 def _combine_cuda(x: Array, rows: Table, columns: Table) -> Array:
@@ -120,7 +120,7 @@ def _combine_cuda(x: Array, rows: Table, columns: Table) -> Array:
     pack, pixels = cuda.pack_width(C), N * P * Q
     width, blocks = cuda.tile(pixels, C // pack)
     tables = []
-    for start, source, weight in (_arrays(rows, x.dtype), _arrays(columns, x.dtype)):
+    for start, source, weight in (_arrays(axis, cuda.real(x.dtype)) for axis in (rows, columns)):
         tables += [cuda.constant(array) for array in (start.astype(np.int32), source.astype(np.int32), weight)]
     _cuda.launch("combine", x, *tables, pixels, C, width, H, W, P, Q, y, blocks=blocks, WIDTH=pack)
     return y

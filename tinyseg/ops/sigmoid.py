@@ -94,7 +94,7 @@ def _backward_numba(dy: Array, y: Array, low: float) -> Array:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16)
 
 
 def _sigmoid_cuda(x: Array) -> Array:
