@@ -10,7 +10,7 @@ KERNEL(32, 1) void dropout_next(int64 *calls, uint64 *offset) {
 
 // One thread, four elements, one call of the generator. `threshold` is up to 2^32.
 KERNEL(256, 4) void dropout_elements(const scalar *x, scalar *y, int64 n, uint64 seed,
-                                     const uint64 *offset, uint64 threshold, scalar scale) {
+                                     const uint64 *offset, uint64 threshold, real scale) {
     int64 i = 4 * thread_number();
     quad values = load_quad(x + i, n - i);
     Words words = philox(i / 4, *offset, seed);
@@ -21,7 +21,7 @@ KERNEL(256, 4) void dropout_elements(const scalar *x, scalar *y, int64 n, uint64
 
 // Whole channels: element i is in channel i % channels of image i / in_image, which has a word of its own.
 KERNEL(256, 4) void dropout_channels(const scalar *x, scalar *y, int64 n, int64 in_image, int channels, uint64 seed,
-                                     const uint64 *offset, uint64 threshold, scalar scale) {
+                                     const uint64 *offset, uint64 threshold, real scale) {
     int64 i = thread_number();
     if (i >= n)
         return;

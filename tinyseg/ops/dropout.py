@@ -126,7 +126,7 @@ def _apply_numba(x: Array, draw: Draw) -> Array:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__, headers=["philox.cuh"])
+_cuda = cuda.KernelFile(__file__, headers=["philox.cuh"], scalars=cuda.WITH_BFLOAT16)
 
 
 def _apply_cuda(x: Array, draw: Draw) -> Array:
