@@ -76,7 +76,8 @@ class Ours:
     def build(self) -> list:
         from tinyseg import crf
 
-        smooth = crf.position_features(HEIGHT, WIDTH, self.setting.smoothness)
+        height, width, _ = self.image.shape
+        smooth = crf.position_features(height, width, self.setting.smoothness)
         similar = crf.bilateral_features(self.image, self.setting.position, self.setting.colour)
         return [crf.Normalised(crf.LatticeFilter(features)) for features in (smooth, similar)]
 
@@ -95,7 +96,8 @@ class Theirs:
     def build(self) -> Any:
         from tinyseg.crf import original
 
-        model = original.load().DenseCRF2D(WIDTH, HEIGHT, LABELS)
+        height, width, _ = self.image.shape
+        model = original.load().DenseCRF2D(width, height, LABELS)
         model.addPairwiseGaussian(sxy=self.setting.smoothness, compat=SMOOTHNESS_WEIGHT)
         model.addPairwiseBilateral(
             sxy=self.setting.position, srgb=self.setting.colour, rgbim=self.image, compat=APPEARANCE_WEIGHT

@@ -36,7 +36,7 @@ LOCAL_WINDOW = 11
 IMPOSSIBLE = np.float32(1e30)
 """Stands for an infinite energy: no message can outweigh it, and its product with a probability of 0 is 0."""
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, scalars=("float",))
 
 
 def dense_crf(
@@ -214,23 +214,21 @@ def unary_energies(
 
 
 def _energies_on_device(scores: Array, given: Given) -> Array:
-    """The same for scores (N, L) on a GPU. Only their range is looked at: it does not tell which pixel is wrong."""
+    """The same for scores (N, L) on a GPU. Only their range is known: it does not tell which pixel is wrong."""
     scores = cuda.contiguous(scores.astype(np.float32, copy=False))
     low, high = (bound[0] for bound in arrays.ranges(scores.reshape(-1, 1)))
     if np.isnan(low) or (given == "probabilities" and not np.isfinite(low + high)):
         raise ValueError("dense_crf: scores are not a number in some pixels")
-    energies = cuda.empty(scores.shape, scores.dtype)
-    count = {"threads": cuda.quads(scores.size)}
     if given == "probabilities":
         remedy = "pass given='logits' or given='energies' for others"
         check_probabilities("dense_crf", "scores", np.array([low, high]), remedy)
-        arguments = (scores, SMALLEST_PROBABILITY, energies, scores.size)
-        _cuda.launch("energies_of_probabilities", *arguments, **count)
-        return energies
+        return arrays.logarithm(scores, SMALLEST_PROBABILITY, factor=-1)
     sign = -1 if given == "logits" else 1
     if min(sign * low, sign * high) == -np.inf:
         raise ValueError("dense_crf: an energy is minus infinity for some points; clip it")
-    _cuda.launch("finite_energies", scores, sign, IMPOSSIBLE, energies, scores.size, **count)
+    energies = cuda.empty(scores.shape, scores.dtype)
+    arguments = (scores, sign, IMPOSSIBLE, energies, scores.size)
+    _cuda.launch("finite_energies", *arguments, threads=cuda.quads(scores.size))
     return energies
 
 
