@@ -10,13 +10,14 @@ It needs an NVIDIA GPU, CuPy and a PyTorch with CUDA, nothing of it to be instal
     dense, dilated, depthwise, transposed, pooling, normalisation, resize, loss
                    single operators against PyTorch and cuDNN, and against what the card can do at best
     training       a whole step of a U-Net
+    crf            the dense CRF, against pydensecrf on one core: see crf_gpu.py
 
 The results go to one file, `results/gpu.json` (or --output), after every single row: a run that is killed keeps
 what it has, and a later one adds to it. Each group runs in a process of its own, since a kernel that reads outside
 of its memory takes all of a process's GPU with it. The file says which groups did not come to their end. Results
 of another machine, or of other versions, are not mixed: then the file begins anew.
 
-Each row has the goal of the project beside it (PyTorch's time divided by ours, at least), and whether it was met.
+Each row has the goal of the project beside it (the rival's time divided by ours, at least), and whether it is met.
 The command fails if a test fails, or if a result is wrong; a goal that is missed is a result like any other.
 `python -m benchmarks.table` puts the file into the README. How it is measured: gpu_measure.py.
 """
@@ -36,12 +37,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, rival_of
 from tinyseg.cuda import machine
 
 ROOT = Path(__file__).parents[1]
 OPERATORS = ("dense", "dilated", "depthwise", "transposed", "pooling", "normalisation", "resize", "loss")
-GROUPS = ("tests", *OPERATORS, "training")
+GROUPS = ("tests", *OPERATORS, "training", "crf")
 KEY = ("group", "name", "pass", "precision")
 GRACE = 30.0  # seconds that a group may run longer than it should, before it is killed
 
@@ -209,8 +210,15 @@ def run_group(group: str, report: Report, budget: Budget) -> Outcome:
     card = gpu_measure.measure_card(gpu_measure.CudaEvents())
     report.put_part("card", card._asdict())
     report.put_part("settings", {name: gpu_measure.settings(name) for name in gpu_measure.TOLERANCES})
-    of_group = training_jobs(card) if group == "training" else operator_jobs(group, card)
-    return run_rows(of_group, report, budget, gpu_measure.gpu_is_alive)
+    return run_rows(jobs(group, card), report, budget, gpu_measure.gpu_is_alive)
+
+
+def jobs(group: str, card: Any) -> Iterator[Job]:
+    if group == "training":
+        return training_jobs(card)
+    if group == "crf":
+        return crf_jobs()
+    return operator_jobs(group, card)
 
 
 def operator_jobs(group: str, card: Any) -> Iterator[Job]:
@@ -234,18 +242,26 @@ def training_jobs(card: Any) -> Iterator[Job]:
         yield Job(identity, partial(gpu_training.measure, *about, card, gpu_training.WallClock()))
 
 
+def crf_jobs() -> Iterator[Job]:
+    from benchmarks import crf, crf_gpu
+
+    for identity, measure in crf_gpu.rows(crf_gpu.picture(), crf.energies()):
+        yield Job(identity, measure)
+
+
 def line(row: dict[str, Any]) -> str:
     """What the screen says about a row."""
     about = ", ".join(row[name] for name in KEY[1:] if name in row)
     if "failure" in row:
         return f"{about}: {row['failure']}"
-    ours, theirs = row["tinyseg"], row["torch"]
+    rival = rival_of(row)
+    ours, theirs = row["tinyseg"], row[rival]
     shares = ""
     if "share of floor" in ours:
         shares = f", floor {ours['share of floor']:.0%} and {theirs['share of floor']:.0%}"
     missed = "" if row["met"] in (True, None) else f", MISSES {row['goal']}"
     ratio = f"ratio {row['ratio']:.2f}"
-    return f"{about}: {ours['median']:.3f} ms, torch {theirs['median']:.3f} ms, {ratio}{shares}{missed}"
+    return f"{about}: {ours['median']:.3f} ms, {rival} {theirs['median']:.3f} ms, {ratio}{shares}{missed}"
 
 
 # ------------------------------------------------------------------------------------------------------ command

@@ -126,6 +126,11 @@ def _processor() -> str:
     return f"{fields.get('model name', platform.processor())} {widest}".strip()
 
 
+def rival_of(row: Mapping[str, Any]) -> str:
+    """With whom this row compares tinyseg."""
+    return next(name for name in ("torch", "pydensecrf") if name in row)
+
+
 def write(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write the rows of one benchmark with a description of the machine to `results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from tinyseg import cuda
 
 torch = pytest.importorskip("torch", reason="PyTorch is the rival of the benchmark: pip install torch")
 
-from benchmarks import gpu, gpu_cases, gpu_measure, gpu_training, table  # noqa: E402
+from benchmarks import crf_gpu, gpu, gpu_cases, gpu_measure, gpu_training, table  # noqa: E402
 from benchmarks.gpu_cases import FLOAT32, TF32  # noqa: E402
 
 CASES = {(case.group, case.name): case for case in gpu_cases.cases()}
@@ -403,12 +403,21 @@ def test_a_group_measures_all_its_rows(group, report, monkeypatch):
 
     monkeypatch.setattr(gpu_measure, "measure_card", lambda stopwatch: CARD)
     monkeypatch.setattr(gpu_measure, "measure", measure_case)
+
+    def crf_rows(image, unary):
+        assert image.shape == (375, 500, 3) and unary.shape == (375 * 500, 21)
+        for setting in crf_gpu.SETTINGS:
+            about = crf_gpu.identity(setting)
+            yield about, lambda about=about: fake_row() | about
+
     monkeypatch.setattr(gpu_training, "measure", measure_step)
+    monkeypatch.setattr(crf_gpu, "rows", crf_rows)
     assert gpu.run_group(group, report, gpu.Budget()) == (True, True)
     content = read(report)
     assert content["card"] == CARD._asdict() and content["settings"].keys() == {FLOAT32, TF32}
     cases = [case for case in CASES.values() if case.group == group]
-    expected = sum(len(case.precisions) * len(case.passes) for case in cases) or 4
+    of_cases = sum(len(case.precisions) * len(case.passes) for case in cases)
+    expected = {"training": 4, "crf": 3}.get(group, of_cases)
     assert len(content["rows"]) == expected and {row["group"] for row in content["rows"]} == {group}
 
 
@@ -475,15 +484,19 @@ def test_the_table_is_made_of_the_file(report, monkeypatch):
     report.put({"group": "dense", "name": "c", "pass": "forward", "precision": FLOAT32, "failure": "it is off"})
     whole = fake_row(group="training", name="a whole step", ours=31.4)
     report.put({name: value for name, value in whole.items() if name not in ("pass", "x")})
+    whole = {name: value for name, value in whole.items() if name not in ("pass", "x", "torch")}
+    densecrf = {"group": "crf", "name": "dense CRF", "pydensecrf": {"median": 760}, "pydensecrf measured": "there"}
+    report.put(whole | densecrf)
     lines = table.gpu(read(report))
     assert lines[2:4] == [
         "| a, 8 x 5 x 6 pixels | forward, data gradient | 1, 4 | 2.00, 0.50 | 50%, 12% | 0.5, 200 | 4.00, 1.50 "
         "| 100%, 0% |",
         "| b, 8 x 5 x 6 pixels | forward | 1 | 2.00 | 50% |  |  |  |",
     ]
-    assert "| a whole step | float32 | 31.4, 2 ms | 0.06 |" in lines
+    assert "| a whole step | float32 | 31.4 ms | torch 2 ms | 0.06 |" in lines
+    assert "| dense CRF | float32 | 31.4 ms | pydensecrf 760 ms, there | 0.06 |" in lines
     assert "1.00 TB/s, or of its operations at 150 (TF32) or 50 TFLOP/s" in lines[-1]
-    assert "3 of the 5 goals in the file are met" in lines[-1] and "on fake, " in lines[-1]
+    assert "3 of the 6 goals in the file are met" in lines[-1] and "on fake, " in lines[-1]
     assert len({line.count("|") for line in lines[:4]}) == 1
 
     monkeypatch.setattr(table, "RESULTS", report.path.parent)
