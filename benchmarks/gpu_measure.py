@@ -170,7 +170,7 @@ def check(
 ) -> dict[str, float]:
     """How far tinyseg and each of PyTorch's formats are from float64. Too far is an error of tinyseg."""
     tolerance = tolerance_of(case, precision)
-    with searching(False):
+    with cudnn(enabled=False):
         exact = torch_call(case, direction, inputs, dtype=torch.float64)()
     poison(exact)
     found = {"tinyseg": errors(our_results(case, direction, ours), exact)}
@@ -188,26 +188,33 @@ def tolerance_of(case: Case, precision: str) -> float:
 
 @contextlib.contextmanager
 def multiplying(precision: str) -> Iterator[None]:
-    """Both libraries multiply with this precision."""
-    backends = torch.backends
-    before = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
-    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = precision == TF32
+    """Both libraries multiply with this precision, and cuDNN tries its algorithms and takes the fastest."""
+    allowed = precision == TF32
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = allowed
     try:
-        with cuda.allow_tf32(precision == TF32), searching(True):
+        with cuda.allow_tf32(allowed), cudnn(allow_tf32=allowed, benchmark=True):
             yield
     finally:
-        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 @contextlib.contextmanager
-def searching(wanted: bool) -> Iterator[None]:
-    """cuDNN tries its algorithms and takes the fastest, or takes the one that it believes in."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted
+def cudnn(**flags: bool) -> Iterator[None]:
+    """Set flags of torch.backends.cudnn. Without it (enabled=False) PyTorch has slow and plain kernels of its own,
+    of which results in float64 are made."""
+    before = {name: getattr(torch.backends.cudnn, name) for name in flags}
+    _set_cudnn(flags)
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        _set_cudnn(before)
+
+
+def _set_cudnn(flags: Mapping[str, bool]) -> None:
+    for name, value in flags.items():
+        setattr(torch.backends.cudnn, name, value)
 
 
 def settings(precision: str) -> dict[str, Any]:

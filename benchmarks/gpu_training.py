@@ -179,7 +179,7 @@ def check(
     precision: str, setting: Setting, theirs: dict[str, TorchStep], place: str
 ) -> dict[str, dict[str, float]]:
     """How far logits and gradients of all are from float64. Too far is an error, whoever it is."""
-    with gpu_measure.searching(False):
+    with gpu_measure.cudnn(enabled=False):
         exact = TorchStep(setting, place, torch.contiguous_format, torch.float64).found()
     errors = {}
     for who, step in {"tinyseg": OurStep(setting), **theirs}.items():

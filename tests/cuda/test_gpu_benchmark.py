@@ -115,12 +115,20 @@ def test_a_nan_is_not_right(on_host):
 
 
 def test_precisions_are_set_for_both_and_taken_back():
-    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, cuda.tf32_is_allowed()
+    def now():
+        backends = torch.backends
+        cudnn = backends.cudnn.benchmark, backends.cudnn.allow_tf32, backends.cudnn.enabled
+        return *cudnn, backends.cuda.matmul.allow_tf32, cuda.tf32_is_allowed()
+
+    before = now()
     assert set(gpu_measure.settings(TF32).values()) == {True}
     float32 = gpu_measure.settings(FLOAT32)
     assert float32.pop("torch.backends.cudnn.benchmark") is True
     assert len(float32) == 3 and set(float32.values()) == {False}
-    assert before == (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, cuda.tf32_is_allowed())
+    with pytest.raises(ZeroDivisionError), gpu_measure.cudnn(enabled=False):
+        assert torch.backends.cudnn.enabled is False
+        1 / 0  # noqa: B018
+    assert now() == before
 
 
 # ------------------------------------------------------------------------------------------------ training steps
