@@ -1,6 +1,8 @@
 """The ladder of convolution in benchmarks/: every rung is right, and compiles for real GPUs."""
 
 import importlib.util
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,27 @@ def test_a_wrong_version_is_noticed(machine):
     shifted = ladder.RUNGS[0]._replace(run=lambda x, w: ladder.RUNGS[0].run(x, w[:, ::-1].copy()))
     with cuda.on(machine.devices[0]), pytest.raises(AssertionError, match="1 naive is off by"):
         ladder.validate(shifted, x, w)
+
+
+def test_the_time_is_that_of_calls_in_a_queue(monkeypatch):
+    clock, done = [0.0], []
+
+    class Event:
+        def record(self):
+            self.at = clock[0]
+
+        def synchronize(self):
+            done.append("waited")
+
+    def run(x, w):
+        clock[0] += 100 if len(done) < 2 else x
+        done.append(x)
+
+    cupy = types.SimpleNamespace(Event=Event, get_elapsed_time=lambda start, end: end.at - start.at)
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cupy))
+    rung = ladder.RUNGS[0]._replace(run=run)
+    assert ladder.milliseconds(rung, [1.0, 5.0, 6.0], None, calls=4) == 5.5  # of 6, 1, 5 and 6
+    assert done == [1.0, 5.0, 6.0, 1.0, 5.0, 6.0, "waited"]
 
 
 @pytest.mark.parametrize("capability", [75, 90])
