@@ -154,6 +154,18 @@ def test_halo_tiles(machine, case):
     check(machine, case, np.float32, "halo_tiles", tolerance={np.dtype(np.float32): 3e-6})
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        (1, 14, 15, 32, 16, (3, 3), {"padding": (1, 0, 2, 1)}),
+        (2, 3, 18, 40, 72, (3, 3), {}),
+        (1, 17, 8, 48, 48, (3, 3), {"dilation": (1, 2), "padding": (3, 1, 0, 2), "groups": 2}),
+    ],
+)
+def test_halo_tiles_with_bfloat16(machine, bfloat16, case):
+    check(machine, case, bfloat16, "halo_tiles")
+
+
 @pytest.mark.parametrize("name", ["one tile", "more than a tile of channels"])
 def test_halo_tiles_with_tf32(machine, name):
     case, tolerance = HALO_TILES[name], {np.dtype(np.float32): 3e-3}
@@ -230,7 +242,7 @@ def test_the_choice_of_an_algorithm(machine):
         ("depthwise", 2, "takes groups of one channel, not of 2; choose 'auto' or 'implicit_gemm'"),
         ("tensor_cores", 2, "multiple of 4 channels on both sides, not 2 and 4; choose"),
         ("tensor_cores", 1, "for float32 and bfloat16, not float64"),
-        ("halo_tiles", 1, "'halo_tiles' is not possible: it is for float32, not float64"),
+        ("halo_tiles", 1, "'halo_tiles' is not possible: it is for float32 and bfloat16, not float64"),
         ("halo_tiles", 2, "'halo_tiles' is not possible: each group must have a multiple of 4 channels"),
         ("winograd", 2, "'winograd' is not possible: it is for convolutions without groups"),
         ("winograd", 1, "'winograd' is not possible: it is for kernels of 3 x 3 with stride 1"),

@@ -5,9 +5,9 @@ The implicit product of tensor_cores.py copies every element of x nine times, on
 that is too few, going by the rates on paper: copying from the second-level cache takes longer than multiplying.
 
 Here a block makes 16 x 16 pixels of 64 channels. It copies the 18 x 18 pixels that their taps reach, 16 channels
-at a time, with the weights of all nine taps, and gets 256 * 64 * 9 / (18 * 18 + 9 * 64) = 164 multiplications out
-of each number. The taps then read the patch from where each of them looks. Where few output channels would leave
-most of a block empty, it makes 16: dense blocks append 12 or 16 channels at a time.
+at a time (32 of bfloat16), with the weights of all nine taps, and gets 256 * 64 * 9 / (18 * 18 + 9 * 64) = 164
+multiplications out of each number. The taps then read the patch from where each of them looks. Where few output
+channels would leave most of a block empty, it makes 16: dense blocks append 12 or 16 channels at a time.
 
 It needs 115 KB of shared memory, or 125 KB with dilation 2. Edges of the image that are no multiple of 16 leave
 part of a tile empty; small images are better left to the implicit product. The gradient of the data is the same
@@ -21,15 +21,21 @@ import numpy as np
 from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.cuda import device
+from tinyseg.ops.cast import cast_cuda
 from tinyseg.ops.conv2d import gather, implicit_gemm, tensor_cores
 from tinyseg.ops.conv2d.gather import Axis
 from tinyseg.ops.geometry import Window
 
-SIDE, DEPTH = 16, 16  # as in the kernel file
+SIDE, BYTES = 16, 64  # of a pixel's channels at a time: as in the kernel file
 MOST_DILATION = 2
 
 _cuda = cuda.KernelFile(
-    __file__, scalars=["float"], headers=["taps.cuh", "fragments.cuh"], COLUMNS=(64, 16), TERMS=(3, 1)
+    __file__,
+    scalars=["float", "bfloat16"],
+    headers=["taps.cuh", "fragments.cuh"],
+    unused=[{"SCALAR": "bfloat16", "TERMS": 3}],
+    COLUMNS=(64, 16),
+    TERMS=(3, 1),
 )
 
 weight_gradient = tensor_cores.weight_gradient
@@ -37,8 +43,6 @@ weight_gradient = tensor_cores.weight_gradient
 
 def unsuitable(dtype: np.dtype, w: Array, groups: int, window: Window | None = None) -> str | None:
     """Why this convolution cannot be calculated here; None if it can."""
-    if dtype != np.float32:
-        return f"it is for float32, not {dtype}"
     reason = tensor_cores.unsuitable(dtype, w, groups, window)
     if reason is not None:
         return reason
@@ -64,12 +68,12 @@ def wins(window: Window) -> bool:
 
 
 def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    return _product(x, w, b, gather.forward_axes(window), window, groups)
+    return _product(x, cast_cuda(w, x.dtype), b, gather.forward_axes(window), window, groups)
 
 
 def data_gradient(dy: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
     return _product(
-        dy, implicit_gemm.turn(w, groups, w.dtype), b, gather.data_gradient_axes(window), window, groups
+        dy, implicit_gemm.turn(w, groups, dy.dtype), b, gather.data_gradient_axes(window), window, groups
     )
 
 
@@ -92,7 +96,7 @@ def _product(
         blocks=(tiles, groups),
         shared=_shared(window, channels),
         COLUMNS=channels,
-        TERMS=tensor_cores.terms(),
+        TERMS=tensor_cores.terms(source.dtype),
     )
     return out
 
@@ -107,6 +111,6 @@ def _channels(out_group: int) -> int:
 
 
 def _shared(window: Window, channels: int) -> int:
-    """Bytes: twice a patch of 16 source channels and the weights of nine taps."""
+    """Bytes: twice a patch of a few source channels and the weights of nine taps."""
     height, width = (SIDE + 2 * dilation for dilation in window.dilation)
-    return 2 * 4 * DEPTH * (height * width + 9 * channels)
+    return 2 * BYTES * (height * width + 9 * channels)

@@ -83,9 +83,9 @@ def weight_gradient(x: Array, dy: Array, window: Window, groups: int) -> Array:
 
 def _settings(dtype: np.dtype) -> dict[str, int]:
     """Of a launch."""
-    return {"shared": SHARED, "TERMS": 1 if dtype.name == "bfloat16" else terms()}
+    return {"shared": SHARED, "TERMS": terms(dtype)}
 
 
-def terms() -> int:
-    """How many products are calculated for each pair of float32 numbers."""
-    return 1 if cuda.tf32_is_allowed() else 3
+def terms(dtype: np.dtype) -> int:
+    """How many products are calculated for each pair of numbers."""
+    return 1 if dtype.name == "bfloat16" or cuda.tf32_is_allowed() else 3
