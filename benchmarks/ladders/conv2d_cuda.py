@@ -1,4 +1,4 @@
-"""Convolution on a GPU in ten versions, from the obvious one to the shipped ones.
+"""Convolution on a GPU in twelve versions, from the obvious one to the shipped ones.
 
     python -m benchmarks.ladders.conv2d_cuda
 
@@ -19,9 +19,11 @@
                          nine taps.
     9  ... with TF32     The same with numbers rounded.
     10 winograd          As shipped for 3 x 3 with stride 1: 16 multiplications instead of 36, on CUDA cores.
+    11 tensor_cores, 12 halo_tiles with bfloat16
+                         As shipped for arrays of bfloat16: half the bytes, twice as many products at a time.
 
 Each version is compared with the definition in float64 before it is timed, and none that is wrong is timed. The
-last six are not copies: they are what ops.conv2d runs. Times are medians of CUDA events, with inputs larger than
+last eight are not copies: they are what ops.conv2d runs. Times are medians of CUDA events, with inputs larger than
 the cache used in turn.
 
 The order of the first steps follows Boehm, "How to optimize a CUDA matmul kernel for cuBLAS-like performance",
@@ -46,6 +48,7 @@ class Rung(NamedTuple):
     name: str
     run: Callable[[Array, Array], Array]  # x (N, H, W, C), w (R, R, C, O) with an odd R -> y (N, H, W, O)
     tolerance: float  # the largest error, relative to the largest number of the result
+    dtype: str = "float32"  # of x and y
 
 
 def _own(kernel: str, rows: int, columns: int) -> Callable[[Array, Array], Array]:
@@ -82,6 +85,8 @@ RUNGS = [
     Rung("8 halo_tiles", _shipped("halo_tiles"), 1e-5),
     Rung("9 halo_tiles with TF32", _shipped("halo_tiles", tf32=True), 3e-3),
     Rung("10 winograd", _shipped("winograd"), 1e-5),
+    Rung("11 tensor_cores, bfloat16", _shipped("tensor_cores"), 2e-2, "bfloat16"),
+    Rung("12 halo_tiles, bfloat16", _shipped("halo_tiles"), 2e-2, "bfloat16"),
 ]
 
 
@@ -89,11 +94,17 @@ def validate(rung: Rung, x: np.ndarray, w: np.ndarray) -> float:
     """The largest error of a version, relative to the largest number. Too large a one is an error."""
     with tinyseg.use("numpy"):
         exact = ops.conv2d(x.astype(np.float64), w.astype(np.float64), padding=w.shape[0] // 2)[0]
-    result = cuda.to_host(rung.run(cuda.to_device(x), cuda.to_device(w)))
+    y = rung.run(_placed(x, rung.dtype), cuda.to_device(w))
+    result = cuda.to_host(ops.cast(y, dtype="float32")[0])
     error = float(np.abs(result - exact).max() / np.abs(exact).max())
     if not error < rung.tolerance:
         raise AssertionError(f"{rung.name} is off by {error:.1e}, more than {rung.tolerance:.0e}")
     return error
+
+
+def _placed(x: np.ndarray, dtype: str) -> Array:
+    """A copy on the GPU in another type."""
+    return ops.cast(cuda.to_device(x), dtype=dtype)[0]
 
 
 def milliseconds(rung: Rung, inputs: list[Array], w: Array, calls: int = 20) -> float:
@@ -116,12 +127,12 @@ def main(shape: tuple[int, int, int, int] = (8, 256, 256, 64), out_channels: int
     channels = shape[3]
     small = rng.standard_normal((2, 19, 23, channels)).astype(np.float32)
     w = (rng.standard_normal((3, 3, channels, out_channels)) / np.sqrt(9 * channels)).astype(np.float32)
-    inputs = [cuda.to_device(rng.standard_normal(shape, np.float32)) for _ in range(3)]
+    images = [rng.standard_normal(shape, np.float32) for _ in range(3)]
     flops = 2 * 9 * np.prod(shape, dtype=np.int64) * out_channels
     print(f"3 x 3, {channels} to {out_channels} channels, {shape[0]} x {shape[1]} x {shape[2]} pixels")
     for rung in RUNGS:
         error = validate(rung, small, w)
-        time = milliseconds(rung, inputs, cuda.to_device(w))
+        time = milliseconds(rung, [_placed(image, rung.dtype) for image in images], cuda.to_device(w))
         print(f"{rung.name:25} {time:9.3f} ms {flops / time / 1e9:8.1f} TFLOP/s    error {error:.0e}", flush=True)
 
 
