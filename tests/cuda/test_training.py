@@ -75,12 +75,30 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(tmp_path, device):
     assert {int(array) for name, array in gpu.items() if name.endswith("calls")} == {6}
 
 
-def test_a_recorded_run_gives_the_same_bits(tmp_path, device):
+NOISY = ("model.name=gscnn_resnet50", "model.backbone=resnet18", "model.width=0.0625")  # in its loss, at each step
+
+
+@pytest.mark.parametrize("network", [(), NOISY], ids=["unet", "gscnn"])
+def test_a_recorded_run_gives_the_same_bits(tmp_path, device, network):
     for name, changes in (("steps", ()), ("graph", ("train.cuda_graph=true",))):
-        train(settings("train.device=cuda", "optim.name=sgd", *changes), tmp_path / name, reporters=[])
+        chosen = settings("train.device=cuda", "optim.name=sgd", *changes)
+        train(config.override(chosen, network), tmp_path / name, reporters=[])
     (steps, rows), (graph, graph_rows) = outcome(tmp_path / "steps"), outcome(tmp_path / "graph")
     assert bits(steps) == bits(graph)
     assert rows == graph_rows
+
+
+def test_activations_in_bfloat16(tmp_path, device):
+    """Weights are trained as float32, near to where they go without mixed precision; and it can be recorded."""
+    runs = {"whole": ["float32"], "mixed": ["bfloat16"], "graph": ["bfloat16", "train.cuda_graph=true"]}
+    for name, (precision, *changes) in runs.items():
+        chosen = settings("train.device=cuda", f"train.precision={precision}", *changes)
+        train(chosen, tmp_path / name, reporters=[])
+    (_, whole), (mixed, mixed_rows), (graph, _) = (outcome(tmp_path / name) for name in runs)
+    assert {array.dtype for name, array in mixed.items() if name.endswith("weight")} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(np.array(mixed_rows)[:, :2], np.array(whole)[:, :2], rtol=0.03)
+    assert not np.array_equal(mixed_rows, whole)
+    assert bits(mixed) == bits(graph)
 
 
 @pytest.mark.parametrize("graph", ["false", "true"])

@@ -50,6 +50,7 @@ import numpy as np
 from tinyseg import nn
 from tinyseg.backend import Array
 from tinyseg.crf import Parameters
+from tinyseg.crf.features import visible_colours
 from tinyseg.functional import Input
 from tinyseg.models.fcn import FCN
 from tinyseg.models.network import SegmentationNetwork
@@ -101,8 +102,7 @@ class CRFRNN(SegmentationNetwork):
         """The middle (N, *size, C) of normalised images as bytes, the colours that the eye sees."""
         top, left = ((whole - part) // 2 for whole, part in zip(images.shape[1:3], size, strict=True))
         middle = images[:, top : top + size[0], left : left + size[1]]
-        visible = 255 * (middle * np.asarray(self.std) + np.asarray(self.mean))
-        return np.clip(np.rint(visible), 0, 255).astype(np.uint8)
+        return visible_colours(middle, self.mean, self.std)
 
     def input_side(self, output_side: int) -> int:
         return self.trunk.input_side(output_side)

@@ -24,6 +24,7 @@ import numpy as np
 
 from tinyseg import functional as F
 from tinyseg import nn
+from tinyseg.backend import Array
 from tinyseg.functional import Input
 from tinyseg.models.network import LearningRates, PixelLoss, SegmentationNetwork
 from tinyseg.tape import Tensor
@@ -84,7 +85,7 @@ class DeepLab(SegmentationNetwork):
         pixel_loss: PixelLoss,
         *,
         weights: np.ndarray | None = None,
-        step: int = 0,
+        step: int | Array = 0,
     ) -> dict[str, Tensor]:
         return super().losses(
             outputs, self.counted(labels), pixel_loss, weights=None if weights is None else self.counted(weights)

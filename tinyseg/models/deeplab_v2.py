@@ -49,6 +49,7 @@ import numpy as np
 
 from tinyseg import functional as F
 from tinyseg import nn
+from tinyseg.backend import Array
 from tinyseg.functional import Input
 from tinyseg.models.backbones import classifier
 from tinyseg.models.backbones.resnet import UNITS, ResNet
@@ -146,7 +147,7 @@ class DeepLabV2(DeepLab):
         pixel_loss: PixelLoss,
         *,
         weights: np.ndarray | None = None,
-        step: int = 0,
+        step: int | Array = 0,
     ) -> dict[str, Tensor]:
         """Those of the result, "pixels", and of each scale if there are several."""
         if not isinstance(outputs, Outputs):

@@ -72,6 +72,7 @@ import numpy as np
 
 from tinyseg import cuda, nn
 from tinyseg import functional as F
+from tinyseg.backend import Array
 from tinyseg.functional import Input
 from tinyseg.models import backbones
 from tinyseg.models.aspp import ASPP, conv1x1, conv3x3, normalised_by_running
@@ -382,7 +383,7 @@ class FastFCN(SegmentationNetwork):
         pixel_loss: PixelLoss,
         *,
         weights: np.ndarray | None = None,
-        step: int = 0,
+        step: int | Array = 0,
     ) -> dict[str, Tensor]:
         """Those of the logits ("pixels"), of the auxiliary head, and of the presence of the classes."""
         losses = {"pixels": pixel_loss(outputs.logits, labels, weights)}

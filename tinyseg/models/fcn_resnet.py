@@ -37,6 +37,7 @@ import numpy as np
 
 from tinyseg import functional as F
 from tinyseg import nn
+from tinyseg.backend import Array
 from tinyseg.functional import Input
 from tinyseg.models.backbones import classifier
 from tinyseg.models.backbones.resnet import ResNet
@@ -105,7 +106,7 @@ class DilatedResNet(SegmentationNetwork):
         pixel_loss: PixelLoss,
         *,
         weights: np.ndarray | None = None,
-        step: int = 0,
+        step: int | Array = 0,
     ) -> dict[str, Tensor]:
         """Those of the two heads, "pixels" and "auxiliary"."""
         losses = {"pixels": pixel_loss(outputs.logits, labels, weights)}

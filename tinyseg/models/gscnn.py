@@ -266,7 +266,7 @@ class GSCNN(SegmentationNetwork):
         pixel_loss: PixelLoss,
         *,
         weights: np.ndarray | None = None,
-        step: int = 0,
+        step: int | Array = 0,
     ) -> dict[str, Tensor]:
         """The four losses. `weights` and the settings of `pixel_loss` act on the first one."""
         ignored = -1 if pixel_loss.ignore_label is None else pixel_loss.ignore_label

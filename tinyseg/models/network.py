@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyseg import functional as F
 from tinyseg import nn
+from tinyseg.backend import Array
 from tinyseg.functional import Input
 from tinyseg.tape import Tensor
 
@@ -121,7 +122,7 @@ class SegmentationNetwork(nn.Module):
         pixel_loss: PixelLoss,
         *,
         weights: np.ndarray | None = None,
-        step: int = 0,
+        step: int | Array = 0,
     ) -> dict[str, Tensor]:
         """The terms of the loss by name, each with its weight in it: their sum is what training minimises.
 
@@ -129,7 +130,7 @@ class SegmentationNetwork(nn.Module):
         labels      (N, H, W)
         pixel_loss  what the run's settings ask of logits; term "pixels" is that of the network's own logits
         weights     (N, H, W), of the pixels, or None
-        step        the number of the batch in the run, for losses with noise
+        step        the number of the batch in the run, for losses with noise; also as an integer on the GPU
         """
         return {"pixels": pixel_loss(outputs, labels, weights)}
 

@@ -108,7 +108,8 @@ def steps(config: Config, net: SegmentationNetwork, optimiser: Optimiser, loss: 
             f"train.cuda_graph records steps of one batch, and train.accumulate is {settings.accumulate}; take "
             "larger batches instead"
         )
-    return Steps(net, optimiser, loss, clip=config.optim.clip, record=settings.cuda_graph)
+    mixed = settings.precision == "bfloat16"
+    return Steps(net, optimiser, loss, clip=config.optim.clip, record=settings.cuda_graph, mixed=mixed)
 
 
 def learning_rates(config: Config, net: SegmentationNetwork) -> LearningRates:

@@ -126,8 +126,9 @@ class Train:
     pictures: int = setting(4, "validation images in the contact sheet", minimum=1)
     prefetch: int = setting(4, "batches made ready in the background", minimum=0)
     device: Literal["cpu", "cuda"] = setting("cpu", "where the network is trained (also --device)")
-    precision: Literal["float32", "tf32"] = setting(
-        "float32", "on a GPU: how exactly convolutions multiply; tf32 keeps three digits, and is faster"
+    precision: Literal["float32", "tf32", "bfloat16"] = setting(
+        "float32",
+        "on a GPU: tf32 keeps three digits where convolutions multiply, bfloat16 also in activations",
     )
     cuda_graph: bool = setting(False, "on a GPU: record a step and start its kernels together (also --cuda-graph)")
     tensorboard: bool = setting(False, "also write TensorBoard events (needs tensorboardX)")

@@ -7,8 +7,13 @@ network's kernels take less time than it takes to start them. Then the step can 
                 is recorded: forward and backward pass, clipping, update
     step 2 ..   the batch is written into the arrays that the recording reads, and the graph is launched
 
-What changes from step to step is on the GPU too: learning rates (`Optimiser.advance` writes them), the counts
-behind dropout's masks, running averages. A batch of another size than the recorded one takes the usual way.
+What changes from step to step is on the GPU too: learning rates (`Optimiser.advance` writes them), the number of
+the step, the counts behind dropout's masks, running averages. A batch of another size than the recorded one takes
+the usual way.
+
+With mixed precision the network holds its activations in bfloat16, for half the memory and traffic. Parameters and
+their gradients, the statistics of normalisation and the losses stay float32. bfloat16 has the range of float32, so
+that small gradients do not vanish, and the loss needs no scaling.
 """
 
 from collections.abc import Sequence
@@ -17,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinyseg import cuda, optim
+from tinyseg import functional as F
 from tinyseg.backend import Array
 from tinyseg.data import Batch
 from tinyseg.models import SegmentationNetwork
@@ -52,6 +58,7 @@ class Recorded(NamedTuple):
 
     graph: cuda.Graph
     batch: Batch
+    number: Array
     found: Found
 
     def takes(self, batch: Batch) -> bool:
@@ -63,6 +70,7 @@ class Steps:
 
     clip    longest gradient, or None
     record  as a CUDA graph, which is for networks on a GPU and steps of one batch
+    mixed   with activations in bfloat16, which is for networks on a GPU
     """
 
     def __init__(
@@ -73,15 +81,17 @@ class Steps:
         *,
         clip: float | None = None,
         record: bool = False,
+        mixed: bool = False,
     ):
         self.network, self.optimiser, self.loss = network, optimiser, loss
-        self.clip, self.record = clip, record
+        self.clip, self.record, self.mixed = clip, record, mixed
         self._recorded: Recorded | None = None
 
     def take(self, group: Sequence[Batch], number: int) -> Outcome:
         """Change the weights once, by the mean gradient of some batches. The first has this number in the run."""
         if self._recorded is not None and self._recorded.takes(group[0]):
             _write(self._recorded.batch, group[0])
+            cuda.write(self._recorded.number, np.array(number, np.uint64))
             self.optimiser.advance()
             self._recorded.graph.launch()
             return self._recorded.found.read()
@@ -92,15 +102,15 @@ class Steps:
             self._recorded = self._recording(group[0], number)
         return outcome
 
-    def _gradients(self, group: Sequence[Batch], number: int) -> Found:
+    def _gradients(self, group: Sequence[Batch], number: int | Array) -> Found:
         self.optimiser.zero_grad()
         found = Found([], [], None)
         for index, batch in enumerate(group):
             assert batch.labels is not None
-            outputs = self.network.outputs(Tensor(batch.images))
-            terms = self.network.losses(
-                outputs, batch.labels, self.loss, weights=batch.weights, step=number + index
-            )
+            images = Tensor(batch.images)
+            outputs = self.network.outputs(F.cast(images, dtype="bfloat16") if self.mixed else images)
+            step = number if index == 0 else number + index
+            terms = self.network.losses(outputs, batch.labels, self.loss, weights=batch.weights, step=step)
             loss = total(terms)
             loss.backward(cuda.constant_like(np.array(1 / len(group)), loss.data))
             found.losses.append(loss.data)
@@ -111,10 +121,11 @@ class Steps:
 
     def _recording(self, batch: Batch, number: int) -> Recorded:
         own = batch.map(lambda array: array.copy())
+        own_number = cuda.to_device(np.array(number, np.uint64))
         with cuda.record() as graph:
-            found = self._gradients([own], number)
+            found = self._gradients([own], own_number)
             self.optimiser.apply()
-        return Recorded(graph, own, found)
+        return Recorded(graph, own, own_number, found)
 
 
 def _shapes(batch: Batch) -> list[tuple[int, ...] | None]:
