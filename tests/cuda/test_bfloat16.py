@@ -1,5 +1,7 @@
 """Arrays of bfloat16 on the GPU: how numbers are rounded, and what may stand beside them."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,12 @@ def test_numbers_are_rounded_to_the_nearest_and_to_even(machine, file):
 def test_parameters_are_float32_beside_bfloat16():
     assert cuda.real(cuda.bfloat16()) == np.float32
     assert cuda.real(np.dtype(np.float64)) == np.float64
+
+
+def test_without_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ModuleNotFoundError, match="which is not installed; `pip install ml_dtypes`"):
+        cuda.bfloat16()
 
 
 def test_types_that_do_not_fit(host):

@@ -261,11 +261,20 @@ def test_algorithms_that_are_not_possible(machine, algo, groups, match):
         ops.conv2d(x, w, groups=groups, algo=algo)
 
 
-def test_tensor_cores_need_a_newer_gpu(host):
+@pytest.mark.parametrize("algo", ["tensor_cores", "halo_tiles", "winograd"])
+def test_what_older_gpus_cannot_do(host, algo):
     older = host()
     older.capability = 75
-    with cuda.on(older), pytest.raises(ValueError, match=r"compute capability 8.0, this one has 7.5"):
-        ops.conv2d(*(cuda.to_device(np.zeros((1, 3, 4, 4), np.float32)) for _ in "xw"), algo="tensor_cores")
+    with cuda.on(older):
+        x, w = cuda.to_device(np.zeros((1, 8, 16, 4))), cuda.to_device(np.zeros((3, 3, 4, 32)))
+        arrays = x.astype(np.float32), w.astype(np.float32)
+        with pytest.raises(ValueError, match=r"compute capability 8.0, this one has 7.5"):
+            ops.conv2d(*arrays, algo=algo)
+        assert ops.conv2d(*arrays)[0].shape == (1, 6, 14, 32)
+    older.capability, older.shared_limit = 86, 99 * 1024
+    if algo != "tensor_cores":
+        with cuda.on(older), pytest.raises(ValueError, match="bytes of shared memory, the GPU has 101376"):
+            ops.conv2d(*arrays, algo=algo)
 
 
 def test_algorithms_of_the_gpu_are_not_for_the_cpu():

@@ -38,8 +38,12 @@ def array_type(scalar: str) -> np.dtype:
 
 def bfloat16() -> np.dtype:
     """A float32 without the last 16 bits of its mantissa, for arrays on a GPU."""
-    import ml_dtypes  # type: ignore[import-not-found]
-
+    try:
+        import ml_dtypes  # type: ignore[import-not-found]
+    except ImportError:
+        raise ModuleNotFoundError(
+            "bfloat16 comes to NumPy with the package ml_dtypes, which is not installed; `pip install ml_dtypes`"
+        ) from None
     return np.dtype(ml_dtypes.bfloat16)
 
 
