@@ -24,8 +24,9 @@ axes before the next block is touched, while they are in the cache.
 A neighbour's code is the vertex's own code plus a constant, and in a sorted list all are found by walking along
 with two fingers, because the neighbour grows with the vertex.
 
-Cost: sorting takes ceil(bits / 11) passes over N (d + 1) pairs of code and entry, 12 bytes each; the chains d + 1
-walks over M codes. The codes are dropped afterwards.
+Cost: sorting takes ceil(bits / 11) passes over N (d + 1) pairs of code and entry, packed into 8 bytes each (codes
+of more than 32 bits are sorted by their lower 32 bits, then by the others); the chains d + 1 walks over M codes.
+The codes are dropped afterwards.
 
 Source: the table replaces the hash table of Adams, Baek & Davis 2010, section 3.2; radix sort: Knuth, "The Art of
 Computer Programming", vol. 3, section 5.2.5.
@@ -40,7 +41,9 @@ from tinyseg.backend import Array, kernel, prange
 from tinyseg.crf.lattice.device_table import build_on_device
 from tinyseg.crf.lattice.simplex import Packing, Simplices
 
-DIGIT = 11  # bits that one pass of the sort looks at, at most
+DIGIT = 11  # bits that one pass of the sort looks at
+CODE, ENTRY = 32, 31  # bits of an item of the sort: of a code, and of the number of an entry behind them
+LAST_CODE, LAST_ENTRY = (1 << CODE) - 1, (1 << ENTRY) - 1
 CHUNKS = 16  # tasks of the sort
 PIECES = 64  # tasks of a blur along one axis
 BLOCK = 2048  # vertices of a task that works on closed blocks, or one block if that is more
@@ -112,19 +115,26 @@ def _pieces_reference(chain: Array, cuts: Array | None) -> Array:
 
 
 @kernel
-def _sort_kernel(codes, entries, lowest, digits, bits, other_codes, other_entries):
-    """Sort codes, and the numbers 0, 1, ... with them: least significant digit first, back and forth."""
-    n, size = codes.size, 1 << bits
+def _sort_kernel(codes, lowest, part, digits, items, other):
+    """Sort the entries by 32 bits of their codes, from bit `part` on: least significant digit first.
+
+    An item is these bits of a code and behind them the entry, so that both move at once, back and forth between
+    two arrays.
+    """
+    n, size = codes.size, 1 << DIGIT
     chunk = (n + CHUNKS - 1) // CHUNKS
     place = np.empty((CHUNKS, size), np.int64)
     for digit in range(digits):
-        shift = digit * bits
+        shift = ENTRY + digit * DIGIT
         for task in prange(CHUNKS):  # how often does each value occur in each chunk?
             for value in range(size):
                 place[task, value] = 0
             begin = np.int64(task) * chunk
             for k in range(begin, min(begin + chunk, n)):
-                place[task, ((codes[k] - lowest) >> shift) & (size - 1)] += 1
+                if digit == 0:
+                    entry = k if part == 0 else items[k] & LAST_ENTRY
+                    items[k] = (((codes[entry] - lowest) >> part & LAST_CODE) << ENTRY) + entry
+                place[task, (items[k] >> shift) & (size - 1)] += 1
         total = 0
         for value in range(size):  # where does the first of each value and chunk go?
             for task in range(CHUNKS):
@@ -134,29 +144,31 @@ def _sort_kernel(codes, entries, lowest, digits, bits, other_codes, other_entrie
         for task in prange(CHUNKS):
             begin = np.int64(task) * chunk
             for k in range(begin, min(begin + chunk, n)):
-                value = ((codes[k] - lowest) >> shift) & (size - 1)
+                value = (items[k] >> shift) & (size - 1)
                 to = place[task, value]
                 place[task, value] = to + 1
-                other_codes[to] = codes[k]
-                other_entries[to] = entries[k] if digit > 0 else k
-        codes, other_codes = other_codes, codes
-        entries, other_entries = other_entries, entries
+                other[to] = items[k]
+        items, other = other, items
 
 
 @kernel
-def _count_kernel(codes, count):
-    """How many vertices begin in each chunk of the sorted codes?"""
+def _count_kernel(codes, lowest, whole, items, in_order, count):
+    """Write the codes in order, and count how many vertices begin in each chunk of them."""
     chunk = (codes.size + CHUNKS - 1) // CHUNKS
+    for task in prange(CHUNKS):
+        begin = np.int64(task) * chunk
+        for k in range(begin, min(begin + chunk, codes.size)):
+            in_order[k] = (items[k] >> ENTRY) + lowest if whole else codes[items[k] & LAST_ENTRY]
     for task in prange(CHUNKS):
         begin = np.int64(task) * chunk
         total = 0
         for k in range(begin, min(begin + chunk, codes.size)):
-            total += k == 0 or codes[k] != codes[k - 1]
+            total += k == 0 or in_order[k] != in_order[k - 1]
         count[task] = total
 
 
 @kernel
-def _number_kernel(codes, entries, weights, corners, before, unique, first, vertex, entry_point, entry_weight):
+def _number_kernel(codes, items, weights, corners, before, unique, first, vertex, entry_point, entry_weight):
     """Number the vertices; `before` is the number of those that begin before each chunk."""
     chunk = (codes.size + CHUNKS - 1) // CHUNKS
     corners = np.uint32(corners)
@@ -168,7 +180,7 @@ def _number_kernel(codes, entries, weights, corners, before, unique, first, vert
                 v += 1
                 unique[v] = codes[k]
                 first[v] = k
-            entry = entries[k]
+            entry = items[k] & LAST_ENTRY
             vertex[entry] = v
             entry_point[k] = np.uint32(entry) // corners
             entry_weight[k] = weights[entry]
@@ -219,15 +231,16 @@ def _table_numba(simplices: Simplices, pack: Packing) -> Table:
     codes, weights = simplices
     n, corners = codes.shape
     size = codes.size
-    codes, entries = codes.reshape(-1), np.empty(size, np.int32)
-    spare_codes, spare_entries = np.empty(size, np.int64), np.empty(size, np.int32)
-    digits = max(1, -(-pack.bits // DIGIT))
-    _sort_kernel(codes, entries, pack.lowest, digits, -(-pack.bits // digits), spare_codes, spare_entries)
-    if digits % 2:
-        codes, entries = spare_codes, spare_entries
+    codes = codes.reshape(-1)
+    items, spare = np.empty(size, np.int64), np.empty(size, np.int64)
+    for part in range(0, pack.bits, CODE):
+        digits = -(-min(CODE, pack.bits - part) // DIGIT)
+        _sort_kernel(codes, pack.lowest, part, digits, items, spare)
+        if digits % 2:
+            items, spare = spare, items
 
     count = np.empty(CHUNKS, np.int64)
-    _count_kernel(codes, count)
+    _count_kernel(codes, pack.lowest, pack.bits <= CODE, items, spare, count)
     before = np.cumsum(count) - count
     m = int(count.sum())
     unique, first = np.empty(m, np.int64), np.empty(m + 1, np.int64)
@@ -235,7 +248,7 @@ def _table_numba(simplices: Simplices, pack: Packing) -> Table:
     vertex, entry_point = np.empty(size, np.int32), np.empty(size, np.int32)
     entry_weight = np.empty(size, weights.dtype)
     _number_kernel(
-        codes, entries, weights.reshape(-1), corners, before, unique, first, vertex, entry_point, entry_weight
+        spare, items, weights.reshape(-1), corners, before, unique, first, vertex, entry_point, entry_weight
     )
     ahead, has_back = np.empty((corners, m), np.int32), np.empty((corners, m), np.bool_)
     chains, lengths = np.empty((corners, m), np.int32), np.empty(corners, np.int64)
@@ -263,7 +276,7 @@ def _closed_blocks(unique: Array, pack: Packing) -> tuple[int, Array]:
 
 
 def build_table(simplices: Simplices, pack: Packing) -> Table:
-    """Number the vertices of all cells. The codes in `simplices` serve as work space and are lost.
+    """Number the vertices of all cells. The codes in `simplices` may serve as work space and be lost.
 
     From arrays on a GPU it makes a `DeviceTable`.
     """
