@@ -150,7 +150,7 @@ def test_fast_is_plain(labels, forms, mode, iterations, seed):
 
 
 def large_model(rng, mode):
-    """An image of 15400 pixels, which the fast implementation cuts into three parts, and three labels."""
+    """An image of 15400 pixels, whose corners are splatted in several pieces, and three labels."""
     colours = rng.integers(30, 220, (11, 14, 3)).repeat(10, axis=0).repeat(10, axis=1)
     image = (colours + rng.normal(0, 8, colours.shape)).clip(0, 255).astype(np.uint8)
     unary = rng.uniform(0, 3, (15400, 3)).astype(np.float32)
@@ -160,9 +160,8 @@ def large_model(rng, mode):
 
 @pytest.mark.parametrize("weight", [2.0, -0.3])
 @pytest.mark.parametrize("mode", NORMALISATIONS)
-def test_fast_is_plain_on_an_image_cut_into_parts(rng, mode, weight):
+def test_fast_is_plain_in_several_pieces(rng, mode, weight):
     unary, f = large_model(rng, mode)
-    assert len(fused.make_plan([g.kernel for g in f], f, [crf.potts(1)] * 2).begins) == 4
     couplings = [crf.potts(weight), np.array([0.2, -0.1, 0.3], np.float32)]
     if mode == "none":  # without normalisation messages are of the size of the image
         couplings = [1e-3 * coupling for coupling in couplings]

@@ -1,29 +1,25 @@
-r"""Mean field on lattices, with the whole update between two blurs in one pass over the pixels.
+r"""Mean field on lattices, in two passes over the pixels for each iteration.
 
 `mean_field` writes the update of X as a sum of messages, each an array (N, L) that is filtered, scaled, coupled
 and added in passes of its own. Each pass over 2 · 10^5 pixels and 21 labels moves 16 MB, and there would be a
-dozen of them per iteration. Here a pixel does everything at once, while its numbers are in registers: it gathers
-its corners from the vertices of all lattices, takes the softmax, and adds the result to the vertices of the next
-iteration.
+dozen of them per iteration. Here a pixel gathers its corners from the vertices of all lattices and takes the
+softmax while its numbers are in registers, and a vertex gathers its pixels:
 
     X_i  =  -U_i  +  sum over corners k of  share_ik V_vertex(i, k)             Q_i  =  softmax(X_i)
-    V'_target(i, k)  +=  gift_ik Q_i
+    V_v  =  sum over entries k of v of  gift_k Q_point(k)                       then the blur
 
-    share_ik  =  -c alpha (D_after)_i weight_ik          gift_ik  =  (D_before)_i weight_ik
+    share_ik  =  -c alpha (D_after)_i weight_ik          gift_k  =  (D_before)_point(k) entry_weight_k
 
-The corners of all lattices stand side by side, each with the coupling c, alpha and normalisation of its own. If
-c is negative and the normalisation symmetric, the factors are split evenly, and share and gift are one array. A
+The corners of all lattices stand side by side, each with the coupling c, alpha and normalisation of its own. A
 coupling that is no number but a vector or a matrix is applied to the vertices, since labels and pixels do not mix:
 C (F Q) = F (C Q).
 
-Adding to vertices from many threads. The image is cut into parts, one task each, and no two parts add to the same
-row: the part in which a vertex first occurs adds to the vertex itself, any other part to an extra row that stands
-for it. The extra rows are added to their vertices afterwards, part by part. The cuts depend on the size of the
-image alone, so the bits do not depend on the number of threads. Where a part adds to a row for the first time,
-target holds ~row, and what was there before is multiplied by zero.
+    values           (rows, width)      of lattice 0, as in `lattice.filtering`, then of lattice 1, ...
+    vertex, share    (N, corners of all lattices)
+    gifts            for each lattice (N (d + 1),)
 
-    rows                          vertices of lattice 0, of lattice 1, ..., extra rows of part 0, of part 1, ...
-    vertex, share, target, gift   (N, corners of all lattices)
+All of it is limited by how fast memory is, not by arithmetic: for 21 labels a pixel moves 84 bytes of U, twice of
+Q, and 16 bytes of tables for each corner, and each iteration moves the values of all vertices some ten times.
 
 The results are those of `mean_field` up to rounding; they do not keep what a backward pass needs. float32 only.
 """
@@ -36,36 +32,28 @@ import numpy as np
 from tinyseg import backend
 from tinyseg.backend import Array
 from tinyseg.crf.filters import Normalised
-from tinyseg.crf.lattice import LatticeFilter
+from tinyseg.crf.lattice import LatticeFilter, filtering
 from tinyseg.crf.lattice.table import Table
 from tinyseg.crf.mean_field import couple
 from tinyseg.crf.row_kernels import (
     LANES,
-    add_extra_rows,
     blur_rows,
-    find_targets,
     join_corners,
+    join_entries,
     slots_of,
+    splat_rows,
     starts_of,
     update_rows,
 )
 
-PARTS = 8  # of an image; more parts need more extra rows
-FEWEST = 1 << 12  # pixels of a part
-
 
 class Plan(NamedTuple):
-    """Who reads and writes which rows. See the module's docstring."""
+    """Who reads which rows, and how much of each. See the module's docstring."""
 
-    tables: tuple[Array, Array, Array, Array]  # vertex, share, target, gift
-    offset: Array  # (lattices + 1,): the vertices of lattice m are the rows offset[m] ... offset[m + 1] - 1
-    points: int  # pixels of a part
-    extra: Array  # the vertex that each extra row stands for
-    begins: Array  # (parts + 1,): where the extra rows of each part begin in `extra`
-
-    @property
-    def rows(self) -> int:
-        return int(self.offset[-1]) + len(self.extra)
+    vertex: Array
+    share: Array
+    gifts: list[Array]
+    offset: Array  # (lattices + 1,): the values of lattice m are the rows offset[m] ... offset[m + 1] - 1
 
 
 def applies_to(unary: Array, filters: Sequence[Normalised]) -> bool:
@@ -90,60 +78,42 @@ def marginals(
     width, once = len(label), np.unique(label, return_index=True)[1][:labels]
     lattices = [f.kernel for f in filters if isinstance(f.kernel, LatticeFilter)]
     plan = make_plan(lattices, filters, couplings)
-    stages = [_stages(lattice.table) for lattice in lattices]
-    old, new = (_aligned_zeros(plan.rows if iterations else 0, width) for _ in range(2))
+    values = _aligned(plan.offset[-1] if iterations else 0, width)
     q = np.empty_like(unary)
     for step in range(iterations + 1):
-        last = step == iterations
-        what = (step > 0, not last, last or all_steps)  # read vertices, write vertices, write Q
-        rows = old.reshape(-1), width, slots, new.reshape(-1), q.reshape(-1)
-        update_rows(unary.reshape(-1), columns, starts, plan.tables, plan.points, what, *rows)
-        if last or all_steps:
+        tables = plan.vertex.reshape(-1), plan.share.reshape(-1), plan.vertex.shape[1] if step > 0 else 0
+        update_rows(unary.reshape(-1), columns, starts, *tables, values.reshape(-1), width, slots, q.reshape(-1))
+        if step == iterations or all_steps:
             yield q[:, :labels]
-        if last:
+        if step == iterations:
             return
-        add_extra_rows(new.reshape(-1), width, slots, plan.extra, plan.begins, plan.offset[-1])
-        for m in range(len(lattices)):
-            block = new[plan.offset[m] : plan.offset[m + 1]]
-            for chains, pieces in stages[m]:
+        for m, lattice in enumerate(lattices):
+            table, block = lattice.table, values[plan.offset[m] : plan.offset[m + 1]]
+            entries, begins = (table.first, table.entry_point, plan.gifts[m]), filtering.pieces_of_splat(table)
+            rows = begins, filtering.PIECE, block.reshape(-1), width, slots
+            splat_rows(q.reshape(-1), columns, starts, *entries, *rows)
+            for chains, pieces in _stages(table):
                 blur_rows(block.reshape(-1), width, slots, chains, pieces)
             if couplings[m].ndim > 0:
+                block = block[: lattice.vertices]
                 block[:] = couple(couplings[m], block[:, once])[:, np.minimum(label, labels - 1)]
-        old, new = new, old
 
 
 def make_plan(
     lattices: Sequence[LatticeFilter], filters: Sequence[Normalised], couplings: Sequence[Array]
 ) -> Plan:
-    """Join the tables of all lattices, and give each part of the image its rows."""
-    pixels = lattices[0].points
-    parts = max(1, min(PARTS, pixels // FEWEST))
-    points = -(-pixels // parts)
+    """Join the tables of all lattices."""
     column = np.cumsum([0, *(lattice.weight.shape[1] for lattice in lattices)])
-    offset = np.cumsum([0, *(lattice.vertices for lattice in lattices)])
-    vertex, target = (np.empty((pixels, column[-1]), np.int32) for _ in range(2))
-
-    extra = []  # for each lattice: the vertices of the extra rows of each part
-    for m, lattice in enumerate(lattices):
+    offset = np.cumsum([0, *(filtering.rows(lattice.table) for lattice in lattices)])
+    vertex = np.empty((lattices[0].points, column[-1]), np.int32)
+    share, gifts = np.empty(vertex.shape, np.float32), []
+    for m, (lattice, kernel, coupling) in enumerate(zip(lattices, filters, couplings, strict=True)):
+        read, write = _scales(lattice, kernel, coupling)
         table = lattice.table
-        owner = (table.entry_point[table.first[:-1]] // points).astype(np.int32)
-        found, counts = np.empty((parts, points * lattice.weight.shape[1]), np.int32), np.empty(parts, np.int64)
-        find_targets(table.vertex, owner, points, column[m], target, found, counts)
-        extra.append([vertices[:count].copy() for vertices, count in zip(found, counts, strict=True)])
-    in_order = [extra[m][part] + offset[m] for part in range(parts) for m in range(len(lattices))]
-    first = offset[-1] + np.cumsum([0, *(len(vertices) for vertices in in_order)])
-
-    scales = [_scales(*model) for model in zip(lattices, filters, couplings, strict=True)]
-    gift = np.empty(vertex.shape, np.float32)
-    share = gift if all(read is write for read, write in scales) else np.empty_like(gift)
-    for m, (lattice, (read, write)) in enumerate(zip(lattices, scales, strict=True)):
-        extra_rows = np.array([lattice.vertices, *first[m : -1 : len(lattices)]])
-        join_corners(
-            *(lattice.table.vertex, lattice.weight, read, write, points, offset[m], extra_rows, column[m]),
-            (vertex, share, target, gift),
-        )
-    begins = first[:: len(lattices)] - offset[-1]
-    return Plan((vertex, share, target, gift), offset, points, np.concatenate(in_order), begins)
+        join_corners(table.vertex, lattice.weight, read, offset[m], column[m], vertex, share)
+        gifts.append(np.empty(table.entry_weight.shape, np.float32))
+        join_entries(table.entry_point, table.entry_weight, write, gifts[m])
+    return Plan(vertex, share, gifts, offset)
 
 
 def _stages(table: Table) -> list[tuple[tuple[Array, ...], Array]]:
@@ -156,14 +126,11 @@ def _stages(table: Table) -> list[tuple[tuple[Array, ...], Array]]:
 
 
 def _scales(lattice: LatticeFilter, kernel: Normalised, coupling: Array) -> tuple[Array, Array]:
-    """For each pixel the factors with which it reads and writes vertices; one array for both, if it can be."""
+    """For each pixel the factors with which it reads vertices, and writes them."""
     factor = -lattice.alpha * (float(coupling) if coupling.ndim == 0 else 1)
     one = np.ones((lattice.points, 1), np.float32)
-    read, write = (one[:, 0] if scale is None else scale[:, 0] for scale in (kernel.after, kernel.before))
-    if kernel.mode == "symmetric" and factor > 0:
-        both = np.float32(np.sqrt(factor)) * write
-        return both, both
-    return np.float32(factor) * read, np.ascontiguousarray(write)
+    read, write = (one if scale is None else scale for scale in (kernel.after, kernel.before))
+    return np.float32(factor) * read[:, 0], np.ascontiguousarray(write[:, 0])
 
 
 def _padded(unary: Array) -> Array:
@@ -174,9 +141,9 @@ def _padded(unary: Array) -> Array:
     return np.pad(unary, ((0, 0), (0, missing)), constant_values=np.inf)
 
 
-def _aligned_zeros(rows: int, width: int) -> Array:
-    """Zeros (rows, width) that begin with a line of the cache."""
+def _aligned(rows: int, width: int) -> Array:
+    """An array (rows, width) that begins with a line of the cache."""
     line = 64
-    numbers = np.zeros(rows * width + line // 4, np.float32)
+    numbers = np.empty(rows * width + line // 4, np.float32)
     begin = -numbers.ctypes.data % line // 4
     return numbers[begin : begin + rows * width].reshape(rows, width)

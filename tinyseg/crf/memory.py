@@ -31,9 +31,9 @@ def estimate(points: int, labels: int, dimensions: Sequence[int] = (2, 5)) -> Me
     maps = 2 * points * max(labels, LANES) * NUMBER  # unary energies and marginals
     features = sum(points * d * NUMBER for d in dimensions)
     tables = sum(4 * points * c * NUMBER for c in corners)  # vertex and weight, by point and by vertex
-    joined = sum(4 * points * c * NUMBER for c in corners)  # vertex, share, target, gift
+    joined = joined_tables(sum(points * c for c in corners))
     scales = 4 * points * NUMBER * len(dimensions)
-    sorting = max(2 * points * c * (CODE + NUMBER) for c in corners)  # codes and entries, twice, for one lattice
+    sorting = max(3 * points * c * CODE for c in corners)  # codes, and items of the sort twice, for one lattice
     kept = maps + features + tables + scales
 
     vertices = [points * c for c in corners]
@@ -44,9 +44,14 @@ def estimate(points: int, labels: int, dimensions: Sequence[int] = (2, 5)) -> Me
     return Memory(kept + max(joined, sorting), at_most)
 
 
+def joined_tables(corners: int) -> int:
+    """Bytes of the tables that `fused` makes for so many corners of all points: vertex, share, gift."""
+    return 3 * corners * NUMBER
+
+
 def vertex_values(rows: int, labels: int) -> int:
-    """Bytes of the numbers of so many vertices: of this iteration and of the next, in whole registers."""
-    return 2 * rows * -(-labels // LANES) * LANES * NUMBER
+    """Bytes of the numbers of so many vertices, in whole registers."""
+    return rows * -(-labels // LANES) * LANES * NUMBER
 
 
 def available() -> int | None:

@@ -16,8 +16,10 @@ labels are padded to eight by the caller.
 
     load(array, place, starts)       the row that begins at array[place], of a flat array
     store(array, place, starts, row)
+    number(array, place)             array[place], without a look at whether place is negative
     constant(value, starts)          a row of equal numbers
     a + b, number * row              number by number
+    exponential(row)                 number by number, for a row of float32 none of which is above zero
     largest(row), total(row, starts)
     prefetch(array, place)           tell the cache what will be needed soon; has no other effect
 
@@ -34,8 +36,8 @@ import numpy as np
 from tinyseg.backend import Kernel, kernel, prange
 
 LANES = 8  # numbers in a register: eight float32 are what AVX holds; other processors take two or four of theirs
-AHEAD = 12  # entries: how early a row is asked for
-PIXELS = 64  # pixels that go through the three steps of an update together: their rows stay in the nearest cache
+AHEAD = 24  # entries: how early a row is asked for
+PIXELS = 64  # of a task of the update
 
 
 class Instruction(Kernel):
@@ -54,7 +56,9 @@ class Instruction(Kernel):
 
 load = Instruction("load")
 store = Instruction("store")
+number = Instruction("number")
 constant = Instruction("constant")
+exponential = Instruction("exponential")
 largest = Instruction("largest")
 total = Instruction("total")
 prefetch = Instruction("prefetch")
@@ -84,62 +88,49 @@ def slots_of(labels: int) -> tuple[tuple[int, ...], list[int]]:
 
 
 @kernel
-def find_targets(vertex, owner, points, column, target, extra, counts):
-    """To which rows does each pixel add? Written to target[:, column:], with rows as in `fused`'s docstring.
-
-    owner[v] is the part of the image in which vertex v first occurs. extra[p, n] becomes the vertex that the n-th
-    extra row of part p stands for, with the row number M + n in `target`, and counts[p] how many there are.
-    """
+def join_corners(vertex, weight, read, first_row, column, all_vertices, all_shares):
+    """Write the corners of one lattice into the tables of all: its vertex v is row first_row + v of the values."""
     pixels, corners = vertex.shape
-    for task in prange(counts.size):
-        part = np.int64(task)
-        row_of = np.full(owner.size, -1, np.int32)
-        n = 0
-        for i in range(part * points, min((part + 1) * points, pixels)):
-            for k in range(corners):
-                v = vertex[i, k]
-                row = row_of[v]
-                if row < 0:
-                    row = v
-                    if owner[v] != part:
-                        extra[part, n] = v
-                        row = np.int32(owner.size + n)
-                        n += 1
-                    row_of[v] = row
-                    row = ~row
-                target[i, column + k] = row
-        counts[part] = n
-
-
-@kernel
-def join_corners(corner_vertex, corner_weight, read, write, points, first_row, extra_rows, column, tables):
-    """Write the corners of one lattice into the tables of all, with the final numbers of their rows.
-
-    read and write (N,) are what a pixel multiplies its weights with when it reads and writes vertices.
-    """
-    vertex, share, target, gift = tables
-    pixels, corners = corner_vertex.shape
-    m = extra_rows[0]  # rows from m on are extra ones in `target`; those of part p begin at extra_rows[1 + p]
     for i in prange(pixels):
-        shift = extra_rows[1 + np.int64(i) // points] - m
         for k in range(corners):
-            row = target[i, column + k]
-            known = max(row, ~row)
-            known += first_row if known < m else shift
-            target[i, column + k] = known if row >= 0 else ~known
-            vertex[i, column + k] = first_row + corner_vertex[i, k]
-            gift[i, column + k] = write[i] * corner_weight[i, k]
-            share[i, column + k] = read[i] * corner_weight[i, k]
+            all_vertices[i, column + k] = first_row + vertex[i, k]
+            all_shares[i, column + k] = read[i] * weight[i, k]
 
 
 @kernel
-def add_extra_rows(values, width, slots, extra, begins, first_row):
-    """Add the extra rows of each part to their vertices, part by part."""
-    for part in range(begins.size - 1):
-        for k in prange(begins[part], begins[part + 1]):
-            place = np.int64(extra[k]) * width
-            other = (first_row + np.int64(k)) * width
-            store(values, place, slots, load(values, place, slots) + load(values, other, slots))
+def join_entries(entry_point, entry_weight, write, gift):
+    """What each entry of a vertex adds to it: the weight, times what its point multiplies all weights with."""
+    for k in prange(gift.size):
+        gift[k] = write[entry_point[k]] * entry_weight[k]
+
+
+@kernel
+def splat_rows(q, labels, starts, first, entry_point, gift, begins, piece, values, width, slots):
+    """Splat as `lattice.filtering.splat` does, in pieces of so many entries. q and values are flat."""
+    rests = first.size - 1  # row M + p: for the vertex that continues from piece p - 1 into piece p
+    last = gift.size - 1
+    for task in prange(begins.size):
+        k = np.int64(task) * piece
+        end = min(k + piece, gift.size)
+        v = np.int64(begins[task])
+        row = rests + np.int64(task) if first[v] < k else v
+        while k < end:
+            stop = min(number(first, v + 1), end)
+            x = constant(np.float32(0), starts)
+            while k < stop:
+                soon = number(entry_point, min(k + AHEAD, last)) * labels
+                prefetch(q, soon)
+                prefetch(q, soon + labels - 1)
+                x = x + number(gift, k) * load(q, number(entry_point, k) * labels, starts)
+                k += 1
+            store(values, row * width, slots, x)
+            v += 1
+            row = v
+    for task in range(begins.size):
+        v = np.int64(begins[task])
+        if first[v] < task * piece:
+            rest = load(values, (rests + task) * width, slots)
+            store(values, v * width, slots, load(values, v * width, slots) + rest)
 
 
 @kernel
@@ -155,89 +146,41 @@ def blur_rows(values, width, slots, chains, pieces):
             end = np.int64(pieces[axis, task + 1])
             if begin < end:
                 last = end - 1
-                v = np.int64(chain[begin])
-                here = load(values, max(v, ~v) * width, slots)
+                v = number(chain, begin)
+                place = max(v, ~v) * width
+                here = load(values, place, slots)
                 before = constant(np.float32(0), slots)
                 for k in range(begin, end):
-                    soon = np.int64(chain[min(k + AHEAD, last)])
+                    soon = number(chain, min(k + AHEAD, last))
                     soon = max(soon, ~soon) * width
                     prefetch(values, soon)
                     prefetch(values, soon + width - 1)
-                    v = np.int64(chain[k])
-                    following = np.int64(chain[min(k + 1, last)])
                     link = np.float32(0.5) if v >= 0 else np.float32(0)  # a chain's last vertex has nobody ahead
-                    ahead = load(values, max(following, ~following) * width, slots)
-                    store(values, max(v, ~v) * width, slots, here + before + link * ahead)
+                    v = number(chain, min(k + 1, last))
+                    following = max(v, ~v) * width
+                    ahead = load(values, following, slots)
+                    store(values, place, slots, here + before + link * ahead)
                     before = link * here
                     here = ahead
-
-
-@kernel(inline=True)
-def _exp(x):
-    """e^x for float32 x <= 0, in arithmetic that the compiler can do for eight numbers at once.
-
-    x = n log 2 + r with |r| <= log(2) / 2; e^r by a polynomial, 2^n by writing n into the exponent bits. Below
-    -80, where e^x < 2e-35, it is zero: so small numbers would only slow the arithmetic down.
-    """
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # log 2 in two parts, the first exact
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(0.5)
-    p = p * r * r + r + np.float32(1)
-    power = np.int32((np.int32(max(n, np.float32(-126))) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p * power if x > np.float32(-80) else np.float32(0)
+                    place = following
 
 
 @kernel
-def update_rows(unary, labels, starts, tables, points, what, old, width, slots, new, q):
-    """One update of all pixels: see `fused`. unary, old, new and q are flat arrays of rows.
-
-    what = (gather, scatter, keep): read the vertices in `old`; add to the vertices in `new`; write q.
-    """
-    vertex, share, target, gift = tables
-    gather, scatter, keep = what
-    pixels, corners = vertex.shape
-    for part in prange((pixels + points - 1) // points):
-        some = np.empty(PIXELS * labels, np.float32)
-        end = min((np.int64(part) + 1) * points, pixels)
-        for first in range(np.int64(part) * points, end, PIXELS):
-            count = min(PIXELS, end - first)
-            for j in range(count):
-                i = first + j
-                soon = min(i + 2, pixels - 1)
-                x = np.float32(-1) * load(unary, i * labels, starts)
-                if gather:
-                    for k in range(corners):
-                        place = np.int64(vertex[soon, k]) * width
-                        prefetch(old, place)
-                        prefetch(old, place + width - 1)
-                        x = x + share[i, k] * load(old, np.int64(vertex[i, k]) * width, slots)
-                store(some, j * labels, starts, x + constant(-largest(x), starts))
-            numbers = some[: count * labels]
-            for c in range(numbers.size):
-                numbers[c] = _exp(numbers[c])
-            for j in range(count):
-                i = first + j
-                soon = min(i + 2, pixels - 1)
-                x = load(some, j * labels, starts)
-                x = (np.float32(1) / total(x, starts)) * x
-                if keep:
-                    store(q, i * labels, starts, x)
-                if scatter:
-                    for k in range(corners):
-                        row = np.int64(target[soon, k])
-                        place = (row ^ (row >> 63)) * width
-                        prefetch(new, place)
-                        prefetch(new, place + width - 1)
-                        row = np.int64(target[i, k])
-                        new_row = row >> 63  # -1 where row is negative, otherwise 0
-                        place = (row ^ new_row) * width
-                        y = np.float32(1 + new_row) * load(new, place, slots)
-                        store(new, place, slots, y + gift[i, k] * x)
+def update_rows(unary, labels, starts, vertex, share, corners, values, width, slots, q):
+    """One update of all pixels: see `fused`. All arrays are flat; with corners = 0 no vertices are read."""
+    pixels = unary.size // labels
+    last = vertex.size - 1
+    for task in prange((pixels + PIXELS - 1) // PIXELS):
+        first = np.int64(task) * PIXELS
+        for i in range(first, min(first + PIXELS, pixels)):
+            x = np.float32(-1) * load(unary, i * labels, starts)
+            for k in range(i * corners, (i + 1) * corners):
+                soon = number(vertex, min(k + AHEAD, last)) * width
+                prefetch(values, soon)
+                prefetch(values, soon + width - 1)
+                x = x + number(share, k) * load(values, number(vertex, k) * width, slots)
+            x = exponential(x + constant(-largest(x), starts))
+            store(q, i * labels, starts, (np.float32(1) / total(x, starts)) * x)
 
 
 # ------------------------------------------------------------------------------------------------ the instructions
@@ -316,6 +259,16 @@ def _instructions() -> dict[str, Callable]:
         return types.void(array, types.intp, starts, row), emit
 
     @intrinsic
+    def number(_, array, place):
+        whole = isinstance(array.dtype, types.Integer)
+
+        def emit(context, builder, signature, arguments):
+            value = builder.load(address(context, builder, array, *arguments))
+            return builder.sext(value, context.get_value_type(types.intp)) if whole else value
+
+        return (types.intp if whole else array.dtype)(array, types.intp), emit
+
+    @intrinsic
     def constant(_, number, starts):
         row = Row(number, starts.count)
 
@@ -343,23 +296,63 @@ def _instructions() -> dict[str, Callable]:
 
         return row(row.dtype, row), emit
 
-    def reduce(builder: Any, name: str, register: Any, *before: Any) -> Any:
-        """One number from a register by an LLVM intrinsic."""
-        kind = register.type
-        suffix = "f32" if isinstance(kind.element, ir.FloatType) else "f64"
-        function_type = ir.FunctionType(kind.element, [*(value.type for value in before), kind])
-        function = cgutils.get_or_insert_function(
-            builder.module, function_type, f"llvm.vector.reduce.{name}.v{LANES}{suffix}"
-        )
-        return builder.call(function, [*before, register], fastmath=flags)
+    def larger(builder: Any, a: Any, b: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+    def plus(builder: Any, a: Any, b: Any) -> Any:
+        return builder.fadd(a, b, flags=flags)
+
+    def reduce(builder: Any, combine: Callable, registers: list) -> Any:
+        """One number from registers: combine them, then each half with the other half."""
+        one = functools.reduce(functools.partial(combine, builder), registers)
+        distance = LANES // 2
+        while distance > 0:
+            lanes = ir.Constant(ir.VectorType(index, LANES), [lane ^ distance for lane in range(LANES)])
+            one = combine(builder, one, builder.shuffle_vector(one, one, lanes))
+            distance //= 2
+        return builder.extract_element(one, index(0))
+
+    @intrinsic
+    def exponential(_, row):
+        """x = n log 2 + r with |r| <= log(2) / 2: e^r by a polynomial, 2^n by writing n into the exponent bits.
+
+        Below -80, where e^x < 2e-35, it is zero: so small numbers would only slow the arithmetic down.
+        """
+        kind, whole = register_type(row.dtype), ir.VectorType(index, LANES)
+
+        def emit(context, builder, signature, arguments):
+            def equal(value):
+                return ir.Constant(kind, [float(np.float32(value))] * LANES)
+
+            def integer(value):
+                return ir.Constant(whole, [value] * LANES)
+
+            def multiply_add(a, b, c):
+                return builder.fadd(builder.fmul(a, b, flags=flags), c, flags=flags)
+
+            rounding = ir.FunctionType(kind, [kind])
+            floor = cgutils.get_or_insert_function(builder.module, rounding, f"llvm.floor.v{LANES}f32")
+            results = []
+            for x in registers_of(builder, row, arguments[0]):
+                n = builder.call(floor, [multiply_add(x, equal(1.44269504), equal(0.5))])
+                r = multiply_add(n, equal(-0.693359375), x)  # log 2 in two parts, the first exact
+                r = multiply_add(n, equal(2.12194440e-4), r)
+                p = equal(1.9875691500e-4)
+                for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+                    p = multiply_add(p, r, equal(factor))
+                p = multiply_add(p, builder.fmul(r, r, flags=flags), builder.fadd(r, equal(1), flags=flags))
+                n = larger(builder, equal(-126), n)
+                power = builder.shl(builder.add(builder.fptosi(n, whole), integer(127)), integer(23))
+                p = builder.fmul(p, builder.bitcast(power, kind), flags=flags)
+                results.append(builder.select(builder.fcmp_unordered(">", x, equal(-80)), p, equal(0)))
+            return assemble(context, builder, row, results)
+
+        return row(row), emit
 
     @intrinsic
     def largest(_, row):
         def emit(context, builder, signature, arguments):
-            best, *others = registers_of(builder, row, arguments[0])
-            for other in others:
-                best = builder.select(builder.fcmp_ordered(">", other, best), other, best)
-            return reduce(builder, "fmax", best)
+            return reduce(builder, larger, registers_of(builder, row, arguments[0]))
 
         return row.dtype(row), emit
 
@@ -377,9 +370,7 @@ def _instructions() -> dict[str, Callable]:
                 last = builder.select(
                     builder.icmp_signed(">=", lane, bound), last, ir.Constant(last.type, [0.0] * LANES)
                 )
-            for register in registers:
-                last = builder.fadd(last, register, flags=flags)
-            return reduce(builder, "fadd", last, last.type.element(0.0))
+            return reduce(builder, plus, [last, *registers])
 
         return row.dtype(row, starts), emit
 
@@ -410,7 +401,9 @@ def _instructions() -> dict[str, Callable]:
     return {
         "load": load,
         "store": store,
+        "number": number,
         "constant": constant,
+        "exponential": exponential,
         "largest": largest,
         "total": total,
         "prefetch": prefetch,
