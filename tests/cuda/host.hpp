@@ -262,15 +262,11 @@ static void finish_copies(int pending) {
     fiber.copy_count = left;
 }
 
-static float tf32(unsigned bits) {
-    bits &= 0xffffe000u;  // what the tensor core does with the bits that it has no room for
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-static float half_of_word(unsigned word, int half) {  // two numbers of bfloat16
-    unsigned bits = half ? word & 0xffff0000u : word << 16;
+// A number of a word: its only one, of TF32, or one of two, of bfloat16.
+template <int count> static float number_in_word(unsigned word, int which) {
+    unsigned bits = count == 1 ? word & 0xffffe000u  // what the tensor core does with the bits that it has no room for
+                    : which    ? word & 0xffff0000u
+                               : word << 16;
     float x;
     memcpy(&x, &bits, 4);
     return x;
@@ -279,6 +275,24 @@ static float half_of_word(unsigned word, int half) {  // two numbers of bfloat16
 struct Fragments {
     unsigned a[4], b[2];
 };
+
+// c += a b, where a word of a and b has `each` neighbours along the sum.
+template <int each> static void multiply_fragments(float *c, const unsigned *a, const unsigned *b, int line) {
+    int box, g = me % WARP / 4, t = me % 4;
+    Mailbox *mailbox = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, line, &box);
+    for (int i = 0; i < 4; ++i) {
+        int row = g + i / 2 * 8, column = 2 * t + i % 2;
+        float sum = c[i];
+        for (int k = 0; k < 8 * each; ++k) {
+            int word = k / each;
+            const Fragments *of_a = reinterpret_cast<Fragments *>(mailbox->words[box][row % 8 * 4 + word % 4]);
+            const Fragments *of_b = reinterpret_cast<Fragments *>(mailbox->words[box][column * 4 + word % 4]);
+            sum += number_in_word<each>(of_a->a[row / 8 + word / 4 * 2], k % each) *
+                   number_in_word<each>(of_b->b[word / 4], k % each);
+        }
+        c[i] = sum;
+    }
+}
 
 }  // namespace host
 
@@ -322,35 +336,11 @@ static inline unsigned to_tf32(float x) {
 }
 
 static inline void mma_tf32(float *c, const unsigned *a, const unsigned *b, int line = __builtin_LINE()) {
-    using namespace host;
-    int box, g = me % WARP / 4, t = me % 4;
-    Mailbox *mailbox = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, line, &box);
-    for (int i = 0; i < 4; ++i) {
-        int row = g + i / 2 * 8, column = 2 * t + i % 2;
-        float sum = c[i];
-        for (int k = 0; k < 8; ++k) {
-            const Fragments *of_a = reinterpret_cast<Fragments *>(mailbox->words[box][row % 8 * 4 + k % 4]);
-            const Fragments *of_b = reinterpret_cast<Fragments *>(mailbox->words[box][column * 4 + k % 4]);
-            sum += tf32(of_a->a[row / 8 + k / 4 * 2]) * tf32(of_b->b[k / 4]);
-        }
-        c[i] = sum;
-    }
+    host::multiply_fragments<1>(c, a, b, line);
 }
 
 static inline void mma_bfloat16(float *c, const unsigned *a, const unsigned *b, int line = __builtin_LINE()) {
-    using namespace host;
-    int box, g = me % WARP / 4, t = me % 4;
-    Mailbox *mailbox = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, line, &box);
-    for (int i = 0; i < 4; ++i) {
-        int row = g + i / 2 * 8, column = 2 * t + i % 2;
-        float sum = c[i];
-        for (int k = 0; k < 16; ++k) {
-            const Fragments *of_a = reinterpret_cast<Fragments *>(mailbox->words[box][row % 8 * 4 + k % 8 / 2]);
-            const Fragments *of_b = reinterpret_cast<Fragments *>(mailbox->words[box][column * 4 + k % 8 / 2]);
-            sum += half_of_word(of_a->a[row / 8 + k / 8 * 2], k % 2) * half_of_word(of_b->b[k / 8], k % 2);
-        }
-        c[i] = sum;
-    }
+    host::multiply_fragments<2>(c, a, b, line);
 }
 
 template <bool turned> static void load_matrices(unsigned *words, const void *row, int line = __builtin_LINE()) {
