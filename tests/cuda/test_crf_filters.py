@@ -40,6 +40,40 @@ def test_exact_without_self(machine, dtype):
     machine.agree(both_ways(crf.ExactFilter, include_self=False), features, x)
 
 
+@pytest.mark.parametrize(("size", "labels", "window"), [((5, 7), 3, 3), ((4, 1), 4, 5), ((19, 16), 8, 11)])
+@pytest.mark.parametrize("include_self", [True, False])
+def test_local(machine, dtype, size, labels, window, include_self):
+    features = machine.rng.uniform(0, 2, (size[0] * size[1], 3)).astype(dtype)
+    filtering = both_ways(crf.LocalFilter, size=size, window=window, include_self=include_self)
+    machine.agree(filtering, features, machine.numbers(len(features), labels, dtype=dtype))
+
+
+@pytest.mark.parametrize(("size", "bandwidth"), [((9, 13), (0.7, 2.5)), ((1, 6), 1.0), ((3, 4), 20.0)])
+@pytest.mark.parametrize("include_self", [True, False])
+def test_separable(machine, dtype, size, bandwidth, include_self):
+    def apply(x):
+        kernel = crf.SeparableFilter(size, bandwidth, include_self=include_self, on_gpu=cuda.on_gpu(x))
+        f = crf.Normalised(kernel, "after", dtype)
+        return f.norm, kernel.apply(x), f.apply_transpose(x)
+
+    machine.agree(apply, machine.numbers(size[0] * size[1], 5, dtype=dtype))
+
+
+def test_bandwidth_gradients_on_images(machine):
+    features = machine.rng.uniform(0, 2, (30, 2))
+    a, b = machine.numbers(2, 30, 3)
+
+    def gradients(features, a, b):
+        separable = crf.SeparableFilter((5, 6), 1.2, on_gpu=cuda.on_gpu(features))
+        kernels = crf.LocalFilter(features, (5, 6), window=3), separable
+        return [crf.Normalised(k, "symmetric", np.float64).log_bandwidth_gradient(a, b) for k in kernels]
+
+    with cuda.on(machine.devices[0]):
+        on_device = [cuda.to_device(array) for array in (features, a, b)]
+        results = gradients(on_device[0], on_device[1], on_device[2])
+    np.testing.assert_allclose(results, gradients(features, a, b), rtol=1e-9)
+
+
 def test_vertices_with_several_runs(machine, dtype):
     # 700 points around two places: vertices of some hundred entries, which are cut into runs of 128.
     features = np.repeat([[0.3, 0.1], [5.2, 4.4]], [450, 250], axis=0) + 0.05 * machine.numbers(700, 2)

@@ -20,9 +20,9 @@ def here(array: Array, like: Array, dtype: np.dtype | None = None) -> Array:
     return cuda.constant(array) if cuda.on_gpu(like) else array
 
 
-def ones(rows: int, dtype: type, like: Array) -> Array:
-    """(rows, 1), where `like` is."""
-    if not cuda.on_gpu(like):
+def ones(rows: int, dtype: type, *, on_gpu: bool) -> Array:
+    """(rows, 1), on the GPU or on the CPU."""
+    if not on_gpu:
         return np.ones((rows, 1), dtype)
     y = cuda.empty((rows, 1), np.dtype(dtype))
     _cuda.launch("fill", 1, y, rows, threads=cuda.quads(rows))
@@ -36,6 +36,15 @@ def inverse(norm: Array, tiny: float, *, root: bool) -> Array:
         return np.sqrt(result) if root else result
     y = cuda.empty(norm.shape, norm.dtype)
     _cuda.launch("inverse_norm", cuda.contiguous(norm), tiny, root, y, norm.size, threads=cuda.quads(norm.size))
+    return y
+
+
+def logarithm(x: Array, smallest: float, *, factor: float = 1) -> Array:
+    """factor * log(max(x, smallest))."""
+    if not cuda.on_gpu(x):
+        return x.dtype.type(factor) * np.log(np.maximum(x, x.dtype.type(smallest)))
+    y = cuda.empty(x.shape, x.dtype)
+    _cuda.launch("logarithm", cuda.contiguous(x), smallest, factor, y, x.size, threads=cuda.quads(x.size))
     return y
 
 

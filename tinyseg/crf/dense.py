@@ -66,8 +66,8 @@ def dense_crf(
     memory_limit    in bytes; by default what the system has free. MemoryError says what would be needed
 
     With scores on a GPU everything is done there, and the result is there, too; the image may be on either side.
-    The methods are "lattice" and "exact". The host waits for the GPU a few times: for the range of the scores, and
-    for the range of the features and the number of vertices of each lattice.
+    The host waits for the GPU a few times: for the range of the scores, and for the range of the features and the
+    number of vertices of each lattice.
 
     >>> image, scores = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 2), 0.5)
     >>> dense_crf(image, scores, "deeplab_v1", iterations=1).shape
@@ -148,20 +148,18 @@ def _as_scores(q: Array, image: Array, layout: Layout) -> Array:
 def kernels(image: Array, chosen: Parameters, method: Method = "lattice") -> tuple[Filter, Filter]:
     """The smoothness and the appearance kernel of an image (H, W, channels)."""
     height, width, _ = image.shape
+    size = height, width
     if cuda.on_gpu(image):
-        if method in ("separable", "local"):
-            raise ValueError(f"dense_crf: method {method!r} has no kernels for GPUs; take 'lattice' or 'exact'")
         smoothness = bandwidths("dense_crf", "smoothness_position", chosen.smoothness_position, 2)
-        position = features_on_device((height, width), smoothness)
+        position = features_on_device(size, smoothness)
     else:
         position = position_features(height, width, chosen.smoothness_position)
     colour = bilateral_features(image, chosen.appearance_position, chosen.appearance_colour)
     if method == "lattice":
         return LatticeFilter(position), LatticeFilter(colour)
     if method == "separable":
-        return SeparableFilter((height, width), chosen.smoothness_position), LatticeFilter(colour)
+        return SeparableFilter(size, chosen.smoothness_position, on_gpu=cuda.on_gpu(image)), LatticeFilter(colour)
     if method == "local":
-        size = height, width
         return LocalFilter(position, size, window=LOCAL_WINDOW), LocalFilter(colour, size, window=LOCAL_WINDOW)
     if method == "exact":
         return ExactFilter(position), ExactFilter(colour)
@@ -306,6 +304,6 @@ def check_vertices(operator: str, filters: Sequence[Normalised], labels: int, li
         rows = sum(lattice.vertices for lattice in lattices)
         corners = sum(lattice.weight.size for lattice in lattices)
         maps = lattices[0].points * max(labels, 8) * memory.NUMBER  # the marginals
-        need = maps + 4 * corners * memory.NUMBER + memory.vertex_values(rows, labels)
+        need = maps + memory.joined_tables(corners) + memory.vertex_values(rows, labels)
         what = f"{labels} labels on lattices of {rows} vertices"
         check_memory(operator, what, memory.Memory(need, need), limit)

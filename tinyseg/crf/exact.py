@@ -52,7 +52,7 @@ class ExactFilter(Filter):
         return self.apply(x)
 
     def ones(self, dtype: type) -> Array:
-        return arrays.ones(self.points, dtype, self.features)
+        return arrays.ones(self.points, dtype, on_gpu=cuda.on_gpu(self.features))
 
     def moments(self, a: Array, b: Array) -> Array:
         if cuda.on_gpu(a):

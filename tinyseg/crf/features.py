@@ -64,6 +64,22 @@ def features_on_device(size: tuple[int, int], bandwidths: Array, image: Array | 
     return features
 
 
+def visible_colours(images: Array, mean: float | Sequence[float], std: float | Sequence[float]) -> Array:
+    """Normalised images (..., C) as bytes, the colours that the eye sees: 255 (x std + mean), on the same side.
+
+    mean and std are those of the normalisation, a number or one for each channel.
+    """
+    if not cuda.on_gpu(images):
+        visible = 255 * (images * np.asarray(std) + np.asarray(mean))
+        return np.clip(np.rint(visible), 0, 255).astype(np.uint8)
+    colours = cuda.empty(images.shape, np.dtype(np.uint8))
+    channels = images.shape[-1]
+    tables = (cuda.constant(np.full(channels, numbers, images.dtype)) for numbers in (mean, std))
+    arguments = (cuda.contiguous(images), *tables, channels, colours, images.size)
+    _cuda.launch("visible_colours", *arguments, threads=cuda.quads(images.size))
+    return colours
+
+
 def check_image(operator: str, image: Array) -> Array:
     """The image as an array (H, W, C) with finite values. On a GPU they are not looked at."""
     image = image if cuda.on_gpu(image) else np.asarray(image)

@@ -29,14 +29,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tinyseg import cuda, ops
 from tinyseg.backend import Array
+from tinyseg.crf import arrays
 from tinyseg.crf.exact import ExactFilter
-from tinyseg.crf.features import check_image, position_features
+from tinyseg.crf.features import check_image, features_on_device, position_features
 from tinyseg.crf.filters import Filter, Normalisation, Normalised
 from tinyseg.crf.inference import infer
 from tinyseg.crf.lattice import LatticeFilter
 from tinyseg.crf.local import LocalFilter
-from tinyseg.crf.mean_field import MeanFieldCache, backward_pass, check_finite, mean_field
+from tinyseg.crf.mean_field import MeanFieldCache, backward_pass, check_finite, mean_field, plus
 from tinyseg.ops import checks
 
 Method = Literal["lattice", "local", "exact"]
@@ -61,14 +63,13 @@ def refine(
 ) -> tuple[Array, RefineCache]:
     """Logits (N, H, W, L) after so many iterations of mean field with an image's own kernels."""
     images = _check("refine", logits, smoothness, appearance, log_bandwidths, images, iterations)
-    y = np.empty_like(logits, order="C")
-    fields = []
+    y, fields = [], []
     for n, filters in enumerate(_filters(images, log_bandwidths, normalisation, method)):
-        unary = -logits[n].reshape(-1, logits.shape[3])
+        unary = arrays.negative(logits[n].reshape(-1, logits.shape[3]))
         x, field = mean_field(unary, smoothness, appearance, filters=filters, iterations=iterations, logits=True)
-        y[n] = x.reshape(y.shape[1:])
+        y.append(x)
         fields.append(field)
-    return y, RefineCache(fields, logits.shape, logits.dtype)
+    return _batch(y, logits.shape), RefineCache(fields, logits.shape, logits.dtype)
 
 
 def refine_backward(
@@ -76,26 +77,25 @@ def refine_backward(
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     """The gradients with respect to logits, smoothness, appearance and log_bandwidths."""
     checks.upstream("refine_backward", dy, cache.shape, cache.dtype)
-    d_logits = np.empty(cache.shape, cache.dtype)
-    totals: list[Any] = [0, 0]
+    d_unaries = []
+    totals: list[Any] = [None, None]
     d_bandwidths = np.zeros(3)
     for n, field in enumerate(cache.fields):
         d_unary, d_couplings, per_feature = backward_pass(
-            np.ascontiguousarray(dy[n]).reshape(-1, cache.shape[3]),
+            dy[n].reshape(-1, cache.shape[3]),
             field,
             need_couplings=need[1:3],
             need_bandwidths=need[3],
         )
-        d_logits[n] = -d_unary.reshape(cache.shape[1:])
-        totals = [total if d is None else total + d for total, d in zip(totals, d_couplings, strict=True)]
+        d_unaries.append(d_unary)
+        totals = [total if d is None else plus(total, d) for total, d in zip(totals, d_couplings, strict=True)]
         if need[3]:
             position, bilateral = per_feature
             d_bandwidths += [position.sum(), bilateral[:2].sum(), bilateral[2:].sum()]
     return (
-        d_logits if need[0] else None,
-        np.asarray(totals[0], cache.dtype) if need[1] else None,
-        np.asarray(totals[1], cache.dtype) if need[2] else None,
-        d_bandwidths.astype(cache.dtype) if need[3] else None,
+        arrays.negative(_batch(d_unaries, cache.shape)) if need[0] else None,
+        *totals,
+        cuda.place_like(d_bandwidths.astype(cache.dtype), dy) if need[3] else None,
     )
 
 
@@ -112,29 +112,43 @@ def refine_without_gradient(
 ) -> Array:
     """The logarithms of the marginals, log Q^T: what `refine` gives, up to a number for each pixel, but faster."""
     images = _check("refine", logits, smoothness, appearance, log_bandwidths, images, iterations)
-    y = np.empty_like(logits, order="C")
+    y = []
     for n, filters in enumerate(_filters(images, log_bandwidths, normalisation, method)):
-        q = infer(-logits[n].reshape(-1, logits.shape[3]), [smoothness, appearance], filters, iterations)
-        y[n] = np.log(np.maximum(q, np.finfo(q.dtype).tiny)).reshape(y.shape[1:])
-    return y
+        unary = arrays.negative(logits[n].reshape(-1, logits.shape[3]))
+        q = infer(unary, [smoothness, appearance], filters, iterations)
+        y.append(arrays.logarithm(q, np.finfo(q.dtype).tiny))
+    return _batch(y, logits.shape)
 
 
 # ------------------------------------------------------------------------------------------------- the parts of it
 
 
+def _batch(images: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """Images, each (H W, L), as one array (N, H, W, L)."""
+    return ops.concat([image.reshape(1, *shape[1:]) for image in images], axis=0)[0]
+
+
 def _filters(images: Array, log_bandwidths: Array, normalisation: Normalisation, method: Method):
     """For each image its two filters; the first is the same for all."""
     dtype = log_bandwidths.dtype
-    s_g, s_a, s_b = np.exp(log_bandwidths)
+    s_g, s_a, s_b = np.exp(cuda.to_host(log_bandwidths))
     size = images.shape[1], images.shape[2]
-    smoothness = None
+    of_positions = np.array([s_g, s_g], dtype)
+    of_both = np.array([s_a, s_a, *[s_b] * images.shape[3]], dtype)
+
+    def normalised(features: Array) -> Normalised:
+        return Normalised(_filter(features, size, method), normalisation, dtype.type)
+
+    if cuda.on_gpu(images):
+        smoothness = normalised(features_on_device(size, of_positions))
+        for n in range(len(images)):
+            yield smoothness, normalised(features_on_device(size, of_both, images[n]))
+        return
+    position = position_features(*size, 1).astype(dtype)  # x and y as they are
+    smoothness = normalised(position / of_positions)
     for image in images:
-        position = position_features(*size, 1)  # x and y as they are
-        if smoothness is None:
-            smoothness = Normalised(_filter(position.astype(dtype) / s_g, size, method), normalisation, dtype.type)
         points = np.concatenate([position, image.reshape(len(position), -1)], axis=1, dtype=dtype)
-        points /= np.array([s_a, s_a, *[s_b] * images.shape[3]], dtype)
-        yield smoothness, Normalised(_filter(points, size, method), normalisation, dtype.type)
+        yield smoothness, normalised(points / of_both)
 
 
 def _filter(features: Array, size: tuple[int, int], method: Method) -> Filter:
@@ -163,7 +177,9 @@ def _check(
     checks.rank(operator, "logits", logits, "N H W L")
     checks.shape(operator, "log_bandwidths", log_bandwidths, (3,), "of s_g, s_a and s_b")
     check_finite(operator, "log_bandwidths", log_bandwidths)
-    images = np.asarray(images)
+    if cuda.on_gpu(logits) and not cuda.on_gpu(images):
+        images = cuda.to_device(images)
+    images = images if cuda.on_gpu(logits) else np.asarray(images)
     checks.rank(operator, "images", images, "N H W C")
     if images.shape[:3] != logits.shape[:3]:
         raise ValueError(

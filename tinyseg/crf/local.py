@@ -16,10 +16,11 @@ filters an image reduced four times in each direction; this one works on the ima
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array, kernel, prange
+from tinyseg.crf import arrays
 from tinyseg.crf.exact import check_features
-from tinyseg.crf.filters import Filter
+from tinyseg.crf.filters import Filter, moments_by_filtering
 
 # ---------------------------------------------------------------------------------------------------- reference
 
@@ -91,6 +92,28 @@ def _apply_kernel(x, weights, radius, y):
                     y[row, column, c] += weight * x[other_row, other, c]
 
 
+# --------------------------------------------------------------------------------------------------------- CUDA
+
+_cuda = cuda.KernelFile(__file__, WIDTH=(1, 4))
+
+
+def _weights_cuda(features: Array, window: int, include_self: bool) -> Array:
+    height, width, d = features.shape
+    weights = cuda.empty((height, width, window * window), features.dtype)
+    numbers = (height, width, d, window, include_self)
+    _cuda.launch("local_weights", features, *numbers, weights, threads=weights.size)
+    return weights
+
+
+def _apply_cuda(x: Array, weights: Array, radius: int) -> Array:
+    height, width, labels = x.shape
+    y = cuda.empty(x.shape, x.dtype)
+    arguments = (x, weights.astype(x.dtype, copy=False), height, width, labels, 2 * radius + 1, y)
+    pack = cuda.pack_width(labels)
+    _cuda.launch("local_apply", *arguments, threads=y.size // pack, WIDTH=pack)
+    return y
+
+
 # ------------------------------------------------------------------------------------------------------- public
 
 
@@ -108,6 +131,10 @@ class LocalFilter(Filter):
         if window < 1 or window % 2 == 0:
             raise ValueError(f"LocalFilter: window must be an odd number of pixels, got {window}")
         self.size, self.points, self.radius = (height, width), len(features), window // 2
+        if cuda.on_gpu(features):
+            self.features = cuda.contiguous(features).reshape(height, width, -1)
+            self.weights = _weights_cuda(self.features, window, include_self)
+            return
         self.features = np.ascontiguousarray(features).reshape(height, width, -1)
         self.weights = np.empty((height, width, window * window), features.dtype)
         fill = backend.choose(features, numpy=_weights_reference, numba=_weights_kernel)
@@ -121,8 +148,13 @@ class LocalFilter(Filter):
     def apply_transpose(self, x: Array) -> Array:
         return self.apply(x)
 
+    def ones(self, dtype: type) -> Array:
+        return arrays.ones(self.points, dtype, on_gpu=cuda.on_gpu(self.features))
+
     def moments(self, a: Array, b: Array) -> Array:
         """One filter for each feature, with the weights K_ij (f_ik - f_jk)²."""
+        if cuda.on_gpu(a):
+            return moments_by_filtering(self, self.features.reshape(self.points, -1), a, b)
         f = self.features.astype(np.float64)
         total = np.zeros(f.shape[2])
         for k in range(len(total)):
@@ -134,6 +166,8 @@ class LocalFilter(Filter):
 
     def _apply(self, x: Array, weights: Array) -> Array:
         self._check(x)
+        if cuda.on_gpu(x):
+            return _apply_cuda(cuda.contiguous(x).reshape(*self.size, -1), weights, self.radius).reshape(x.shape)
         image = np.ascontiguousarray(x).reshape(*self.size, -1)
         y = np.empty_like(image)
         run = backend.choose(x, numpy=_apply_reference, numba=_apply_kernel)

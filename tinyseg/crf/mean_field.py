@@ -119,19 +119,19 @@ def backward_pass(
     for step in range(len(cache.marginals) - 2, -1, -1):
         q, result_of_step = cache.marginals[step], cache.marginals[step + 1]
         dx = _softmax_backward(g, result_of_step) if g is not dq or not cache.logits else dq
-        d_unary = _plus(d_unary, dx)
+        d_unary = plus(d_unary, dx)
         g = None
         for m, kernel in enumerate(cache.filters):
             d_message = couple(minus[m].transpose(), dx)
-            g = _plus(g, kernel.apply_transpose(d_message))
+            g = plus(g, kernel.apply_transpose(d_message))
             if need_couplings[m]:
-                d_couplings[m] = _plus(d_couplings[m], _coupling_gradient(minus[m], dx, kernel.apply(q)))
+                d_couplings[m] = plus(d_couplings[m], _coupling_gradient(minus[m], dx, kernel.apply(q)))
             if need_bandwidths:
                 d_bandwidths[m] = d_bandwidths[m] + kernel.log_bandwidth_gradient(d_message, q)
         if g is None:  # there are no filters, and each step starts from the unary energies again
             break
     else:
-        d_unary = _plus(d_unary, _softmax_backward(g, cache.marginals[0]))
+        d_unary = plus(d_unary, _softmax_backward(g, cache.marginals[0]))
     return arrays.negative(d_unary), [d if d is None else arrays.negative(d) for d in d_couplings], d_bandwidths
 
 
@@ -146,7 +146,8 @@ def _coupling_gradient(coupling: Array, dx: Array, message: Array) -> Any:
     return ops.mul_backward(dx, MulCache(message, coupling), need=(False, True))[1]
 
 
-def _plus(total: Array | None, part: Array) -> Array:
+def plus(total: Array | None, part: Array) -> Array:
+    """A sum that begins with nothing."""
     return part if total is None else ops.add(total, part)[0]
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from tinyseg import crf
+from tinyseg import crf, cuda
 from tinyseg import functional as F
 from tinyseg.backend import Array
 from tinyseg.crf import Parameters
@@ -67,7 +67,9 @@ class CRFRNN(Module):
         self.appearance_weight = Parameter(np.float32(chosen.appearance_weight) * form)
         self.compatibility = Parameter(-np.eye(classes, dtype=np.float32))
         log_bandwidths = np.log(np.asarray(bandwidths, np.float32))
-        self.log_bandwidths = Parameter(log_bandwidths) if learn_bandwidths else Buffer(log_bandwidths)
+        self.log_bandwidths = (
+            Parameter(log_bandwidths) if learn_bandwidths else Buffer(log_bandwidths, on_host=True)
+        )
         self.classes, self.iterations, self.evaluation_iterations = classes, iterations, chosen.iterations
         self.options = {"normalisation": chosen.normalisation, "method": method}
 
@@ -92,7 +94,7 @@ class CRFRNN(Module):
     @property
     def bandwidths(self) -> Array:
         """s_g and s_a in pixels, s_b in grey levels: (3,)."""
-        return np.exp(self.log_bandwidths.data)
+        return np.exp(cuda.to_host(self.log_bandwidths.data))
 
     def describe(self) -> str:
         s_g, s_a, s_b = self.bandwidths

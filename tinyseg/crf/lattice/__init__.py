@@ -13,6 +13,7 @@ The lattice is made once for an image and its bandwidths, and serves every itera
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.crf import arrays
 from tinyseg.crf.exact import check_features
@@ -64,7 +65,7 @@ class LatticeFilter(Filter):
         return y
 
     def ones(self, dtype: type) -> Array:
-        return arrays.ones(self.points, dtype, self.features)
+        return arrays.ones(self.points, dtype, on_gpu=cuda.on_gpu(self.features))
 
     def moments(self, a: Array, b: Array) -> Array:
         return moments_by_filtering(self, self.features, a, b)
