@@ -144,6 +144,8 @@ class KernelFile:
     def _prepare(self, machine: device.Device, kernel: str, configuration: Configuration) -> "Prepared":
         """Compile the file, and find out what the kernel takes."""
         for name, value in configuration:
+            if name == "SCALAR" and value == "bfloat16" and value not in self.choices[name]:
+                raise TypeError(f"{kernel}: it cannot take bfloat16; use tinyseg.ops.cast(x, dtype='float32')")
             if value not in self.choices.get(name, ()):
                 raise ValueError(f"{self.path.name} is not compiled with {name} = {value}, only {self.choices}")
         scalar = array_type(dict(configuration)["SCALAR"])
