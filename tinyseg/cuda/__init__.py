@@ -15,6 +15,9 @@ compiled when they are first launched. An operator's launcher looks like this:
         _cuda.launch("relu_forward", x, slope, y, x.size, threads=cuda.quads(x.size))
         return y
 
+Arrays may be bfloat16, too: half the memory and traffic of float32 (see tinyseg/ops/cast.py). Parameters and their
+gradients stay float32, `cuda.real(x.dtype)`. A file of kernels that can do that says WITH_BFLOAT16.
+
 Parts: `signature` reads what kernels take from the source, `arguments` checks it, `kernels` launches; `device` is
 what they run on, `gpu` that device through CuPy, `nvrtc` the compiler, `machine` what is missing on this computer,
 `precision` how exactly tensor cores multiply.
