@@ -21,7 +21,7 @@ KERNEL(256, 4) void local_weights(const scalar *features, int height, int width,
 }
 
 // y: one thread, WIDTH neighbouring labels of one pixel.
-KERNEL(256, 4) void local_apply(const scalar *x, const scalar *weights, int height, int width, int L, int side,
+KERNEL(256, 3) void local_apply(const scalar *x, const scalar *weights, int height, int width, int L, int side,
                                 scalar *y) {
     int64 number = thread_number();
     int packs = L / WIDTH;
