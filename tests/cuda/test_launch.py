@@ -111,6 +111,15 @@ def test_what_does_not_fit_is_refused(on_host, file):
         fill(WIDTH=4)
 
 
+def test_choices_that_never_meet_are_not_compiled(tmp_path):
+    file = cuda.KernelFile(str(tmp_path / "trial.py"), WIDTH=(1, 4), unused=[{"SCALAR": "double", "WIDTH": 4}])
+    assert [tuple(dict(choice).values()) for choice in file.configurations()] == [
+        ("float", 1),
+        ("float", 4),
+        ("double", 1),
+    ]
+
+
 def test_contiguous_copies_only_what_kernels_cannot_take(on_host):
     x = cuda.to_device(np.arange(24.0).reshape(4, 6))
     assert cuda.contiguous(x) is x
