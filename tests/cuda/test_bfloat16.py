@@ -67,8 +67,8 @@ def test_types_that_do_not_fit(host):
         assert y.dtype == ml_dtypes.bfloat16
         with pytest.raises(TypeError, match="dy must be bfloat16 like the forward pass's arrays, got float32"):
             ops.relu_backward(exact, cache)
-        with pytest.raises(TypeError, match=r"softmax_forward: it cannot take bfloat16; use tinyseg\.ops\.cast"):
-            ops.softmax(rounded)
+        with pytest.raises(TypeError, match=r"response_forward: it cannot take bfloat16; use tinyseg\.ops\.cast"):
+            ops.local_response_norm(rounded)
     with pytest.raises(TypeError, match="x must be float32 or float64, got bfloat16"):
         ops.relu(np.ones(3, ml_dtypes.bfloat16))
 

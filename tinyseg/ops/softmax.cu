@@ -13,32 +13,30 @@ DEVICE Share share_of(const scalar *x, int64 pixels, int channels, int width) {
     return {x + offset, offset, pixel < pixels ? int(threadIdx.x) % width : channels};
 }
 
-DEVICE scalar largest(Share s, int channels, int width) {
-    scalar top = -INF;
+DEVICE real largest(Share s, int channels, int width) {
+    real top = -INF;
     for (int c = s.first; c < channels; c += width)
-        top = larger(top, s.from[c]);
+        top = larger(top, real(s.from[c]));
     return lanes_max(top, width);
+}
+
+DEVICE real sum_of_exponentials(Share s, int channels, int width, real top) {
+    real total = 0;
+    for (int c = s.first; c < channels; c += width)
+        total += exp(s.from[c] - top);
+    return lanes_sum(total, width);
 }
 
 KERNEL(256, 4) void softmax_forward(const scalar *x, scalar *y, int64 pixels, int channels, int width) {
     Share s = share_of(x, pixels, channels, width);
-    scalar top = largest(s, channels, width), total = 0;
-    for (int c = s.first; c < channels; c += width) {
-        scalar e = exp(s.from[c] - top);
-        y[s.offset + c] = e;
-        total += e;
-    }
-    total = lanes_sum(total, width);
+    real top = largest(s, channels, width), total = sum_of_exponentials(s, channels, width, top);
     for (int c = s.first; c < channels; c += width)
-        y[s.offset + c] /= total;
+        y[s.offset + c] = exp(s.from[c] - top) / total;
 }
 
 KERNEL(256, 4) void log_softmax_forward(const scalar *x, scalar *y, int64 pixels, int channels, int width) {
     Share s = share_of(x, pixels, channels, width);
-    scalar top = largest(s, channels, width), total = 0;
-    for (int c = s.first; c < channels; c += width)
-        total += exp(s.from[c] - top);
-    scalar log_total = log(lanes_sum(total, width));
+    real top = largest(s, channels, width), log_total = log(sum_of_exponentials(s, channels, width, top));
     // The largest score goes first: added to the logarithm, a large number would swallow digits of a small one.
     for (int c = s.first; c < channels; c += width)
         y[s.offset + c] = (s.from[c] - top) - log_total;
@@ -47,7 +45,7 @@ KERNEL(256, 4) void log_softmax_forward(const scalar *x, scalar *y, int64 pixels
 KERNEL(256, 4) void softmax_backward(const scalar *dy, const scalar *y, scalar *dx, int64 pixels, int channels,
                                      int width) {
     Share s = share_of(dy, pixels, channels, width);
-    scalar product = 0;
+    real product = 0;
     for (int c = s.first; c < channels; c += width)
         product += s.from[c] * y[s.offset + c];
     product = lanes_sum(product, width);
@@ -58,10 +56,10 @@ KERNEL(256, 4) void softmax_backward(const scalar *dy, const scalar *y, scalar *
 KERNEL(256, 4) void log_softmax_backward(const scalar *dy, const scalar *y, scalar *dx, int64 pixels, int channels,
                                          int width) {
     Share s = share_of(dy, pixels, channels, width);
-    scalar total = 0;
+    real total = 0;
     for (int c = s.first; c < channels; c += width)
         total += s.from[c];
     total = lanes_sum(total, width);
     for (int c = s.first; c < channels; c += width)
-        dx[s.offset + c] = s.from[c] - exp(y[s.offset + c]) * total;
+        dx[s.offset + c] = s.from[c] - exp(real(y[s.offset + c])) * total;
 }

@@ -146,7 +146,7 @@ def _log_softmax_backward_numba(dy: Array, y: Array) -> Array:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__)
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16)
 
 
 def _launch(kernel: str, *arrays: Array) -> Array:
