@@ -33,6 +33,7 @@ KERNEL(256, 3) void local_apply(const scalar *x, const scalar *weights, int heig
     for (int k = 0; k < WIDTH; ++k)
         sum.v[k] = 0;
     for (int other_row = max(0, row - side / 2); other_row <= min(height - 1, row + side / 2); ++other_row)
+#pragma unroll 2
         for (int other = max(0, column - side / 2); other <= min(width - 1, column + side / 2); ++other) {
             int tap = (other_row - row + side / 2) * side + other - column + side / 2;
             scalar weight = weights[i * side * side + tap];
