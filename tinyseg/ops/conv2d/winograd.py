@@ -73,9 +73,9 @@ def unsuitable(dtype: np.dtype, w: Array, groups: int, window: Window | None = N
 
 def fullness(w: Array, window: Window) -> float:
     """Which part of what blocks calculate is of use, forward or in the gradient of the data, where it is less."""
-    columns = _columns(w.dtype.itemsize)
+    (C, O), columns = w.shape[2:], _columns(w.dtype.itemsize)
     pixels = min(_part(h, HEIGHT) * _part(v, WIDTH) for h, v in (window.size, window.out))
-    channels = min(_part(c, DEPTH) * _part(o, columns) for c, o in (w.shape[2:], w.shape[:1:-1]))
+    channels = min(_part(C, DEPTH) * _part(O, columns), _part(O, DEPTH) * _part(C, columns))
     return pixels * channels
 
 
