@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tinyseg import crf, cuda
+from tinyseg.train.refinement import refined
 
 IMAGE, LABELS = (11, 14), 3
 
@@ -69,6 +70,15 @@ def test_steps(machine):
     assert len(results) == 3
     for result, right in zip(results, expected, strict=True):
         np.testing.assert_allclose(result, right, atol=2e-5)
+
+
+def test_behind_a_network(machine):
+    _, p = picture(machine)
+    image, logits = machine.rng.integers(0, 256, (*IMAGE, 3), np.uint8), np.log(p)
+    parameters = crf.parameters("deeplab_v1", iterations=2)
+    with cuda.on(machine.devices[0]):
+        result = refined(image, logits, parameters, on_gpu=True)
+    np.testing.assert_allclose(result, refined(image, logits, parameters), atol=2e-4)
 
 
 @pytest.mark.parametrize(

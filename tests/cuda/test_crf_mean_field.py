@@ -102,3 +102,26 @@ def test_gradients(machine, kind, mode):
             return tuple(map(cuda.to_host, gradients))
 
         check_vjp(forward, backward, (unary, *couplings))
+
+
+def test_a_graph_uses_lattices_that_were_made_before(machine):
+    unary, other, dq = (unary_of(machine, np.float32, 3) for _ in range(3))
+    with cuda.on(machine.devices[0]):
+        features = [cuda.to_device(f) for f in features_of(machine, np.float32)]
+        filters = [crf.Normalised(crf.LatticeFilter(f)) for f in features]
+        coupling = cuda.to_device(np.array(-1, np.float32))
+        x, d = cuda.to_device(unary), cuda.to_device(dq)
+
+        def run():
+            fast = crf.infer(x, [crf.potts(2), crf.potts(1)], filters, 2)
+            q, cache = crf.mean_field(x, coupling, coupling, filters=filters, iterations=2)
+            gradients: Any = crf.mean_field_backward(d, cache)
+            return fast, q, *gradients
+
+        run()  # compiles
+        with cuda.record() as graph:
+            results = run()
+        cuda.write(x, other)
+        graph.launch()
+        for recorded, expected in zip(results, run(), strict=True):
+            np.testing.assert_array_equal(cuda.to_host(recorded), cuda.to_host(expected))

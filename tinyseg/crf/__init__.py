@@ -16,6 +16,11 @@ What is behind it, in the order in which it is best read:
     dense         `dense_crf`                                   original  the same by pydensecrf, where installed
     densecrf      pydensecrf's classes and methods              utils     its helpers
     pictures      marginals before and after each iteration
+    fused_device  the updates on lattices on a GPU              arrays    what operators do not have
+
+Where the arrays are, there it runs: with scores, energies or logits on a GPU everything happens there, forward and
+backward. The host waits for the GPU when a lattice is made, to learn the range of the features and the number of
+vertices. Lattices that have been made can be used in a CUDA graph.
 """
 
 from tinyseg.crf.dense import dense_crf, dense_crf_steps, unary_energies

@@ -70,7 +70,7 @@ def evaluate(
         if sample.mask is None:
             raise DataError(f"{sample.name}: has no mask, so there is nothing to compare with")
         logits = predict_logits(network, normalised(sample.image, labels), **options)
-        scored = logits if crf is None else refined(sample.image, logits, crf)
+        scored = logits if crf is None else refined(sample.image, logits, crf, on_gpu=network.on_gpu)
         prediction = scored.argmax(axis=-1).astype(np.uint8 if count <= 256 else np.int32)  # H W
         for measure in (scores.confusion, scores.boundary, scores.trimap):
             if measure is not None:

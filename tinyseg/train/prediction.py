@@ -156,7 +156,7 @@ def predict_mask(
 ) -> np.ndarray:
     """The most probable class of every pixel, (H, W), of an image as read from a file."""
     logits = predict_logits(network, normalised(image, labels), **options)
-    scores = logits if crf is None else refined(image, logits, crf)
+    scores = logits if crf is None else refined(image, logits, crf, on_gpu=network.on_gpu)
     return scores.argmax(axis=-1).astype(np.uint8 if len(labels.classes) <= 256 else np.int32)
 
 

@@ -5,7 +5,7 @@ from typing import get_type_hints
 
 import numpy as np
 
-from tinyseg import crf, ops
+from tinyseg import crf, cuda, ops
 from tinyseg.crf import Parameters
 from tinyseg.data import as_float
 from tinyseg.train import settings
@@ -13,12 +13,14 @@ from tinyseg.train.errors import SettingError
 from tinyseg.train.settings import Entry
 
 
-def refined(image: np.ndarray, logits: np.ndarray, parameters: Parameters) -> np.ndarray:
+def refined(image: np.ndarray, logits: np.ndarray, parameters: Parameters, *, on_gpu: bool = False) -> np.ndarray:
     """The marginals (H, W, L) of a dense CRF whose unary energies are a network's logits (H, W, L).
 
-    image  uint8 0..255 or float32 0..1, (H, W, C), as data sets give it: before normalisation
+    image   uint8 0..255 or float32 0..1, (H, W, C), as data sets give it: before normalisation
+    on_gpu  calculate there; arrays come from the CPU and return to it
     """
-    return crf.dense_crf(colours(image), ops.softmax(logits[None])[0][0], parameters)
+    scores = cuda.to_device(logits) if on_gpu else logits
+    return cuda.to_host(crf.dense_crf(colours(image), ops.softmax(scores)[0], parameters))
 
 
 def colours(image: np.ndarray) -> np.ndarray:
