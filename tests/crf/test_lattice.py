@@ -102,6 +102,20 @@ def test_table_of_both_backends_is_the_same(features):
             np.testing.assert_array_equal(ours, reference, err_msg=field)
 
 
+@pytest.mark.parametrize("spread", [1, 40, 1500])  # codes of 23, 37 and 62 bits
+def test_table_of_both_backends_is_the_same_for_long_codes(spread, rng):
+    near = rng.standard_normal((300, 5))
+    features = np.concatenate([near, near[::2] + spread * rng.integers(-1, 2, (150, 5))]).astype(np.float32)
+    pack = packing(features)
+    assert (pack.bits > 32) == (spread > 30)
+    cells = find_simplices(features, pack)
+    with tinyseg.use("numpy"):
+        reference = build_table(Simplices(cells.codes.copy(), cells.weights), pack)
+    ours = build_table(cells, pack)
+    np.testing.assert_array_equal(ours.vertex, reference.vertex)
+    np.testing.assert_array_equal(ours.entry_point, reference.entry_point)
+
+
 @given(clouds())
 @settings(max_examples=60)
 def test_table_says_who_shares_what(features):

@@ -192,17 +192,15 @@ def _chains_kernel(unique, steps, cuts, ahead, has_back, chains, lengths, pieces
     m = unique.size
     for axis in prange(steps.size):
         step = steps[axis]
-        for v in range(m):
-            has_back[axis, v] = False
-        other = np.searchsorted(unique, unique[0] + step)
-        for v in range(m):  # two fingers: v, and what comes one step ahead of it
-            wanted = unique[v] + step
-            while other < m and unique[other] < wanted:
-                other += 1
-            found = other < m and unique[other] == wanted
-            ahead[axis, v] = other if found else -1
-            if found:
-                has_back[axis, other] = True
+        v = other = 0
+        while v < m and other < m:  # two fingers, without branches that nobody can foretell
+            wanted, found = unique[v] + step, unique[other]
+            ahead[axis, v] = other if wanted == found else -1
+            has_back[axis, other] = wanted == found
+            v += wanted <= found
+            other += wanted >= found
+        ahead[axis, v:] = -1
+        has_back[axis, other:] = False
         n = 0
         cut = 0
         for begin in range(m):
