@@ -103,6 +103,8 @@ class HostArray:
 def allocate(shape, dtype) -> HostArray:
     dtype = np.dtype(dtype)
     block = Block(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    if RECORDING:
+        RECORDING[0].memory.append(block)
     return HostArray(block, block.bytes.view(dtype).reshape(shape))
 
 
@@ -113,10 +115,12 @@ def upload(array: np.ndarray) -> HostArray:
 
 
 class Recorded:
-    """A graph: what was started while it was recorded, to be done at each launch."""
+    """A graph: what was started while it was recorded, to be done at each launch; and the memory for it, which
+    kernels find by addresses in tables even where nobody holds the arrays any longer."""
 
     def __init__(self):
         self.work: list[Callable[[], None]] = []
+        self.memory: list[Block] = []
 
     def launch(self) -> None:
         for work in self.work:
