@@ -152,35 +152,31 @@ def _sort_kernel(codes, lowest, part, digits, items, other):
 
 
 @kernel
-def _count_kernel(codes, lowest, whole, items, in_order, count):
-    """Write the codes in order, and count how many vertices begin in each chunk of them."""
-    chunk = (codes.size + CHUNKS - 1) // CHUNKS
-    for task in prange(CHUNKS):
-        begin = np.int64(task) * chunk
-        for k in range(begin, min(begin + chunk, codes.size)):
-            in_order[k] = (items[k] >> ENTRY) + lowest if whole else codes[items[k] & LAST_ENTRY]
+def _count_kernel(items, count):
+    """How many vertices begin in each chunk of the sorted items?"""
+    chunk = (items.size + CHUNKS - 1) // CHUNKS
     for task in prange(CHUNKS):
         begin = np.int64(task) * chunk
         total = 0
-        for k in range(begin, min(begin + chunk, codes.size)):
-            total += k == 0 or in_order[k] != in_order[k - 1]
+        for k in range(begin, min(begin + chunk, items.size)):
+            total += k == 0 or items[k] >> ENTRY != items[k - 1] >> ENTRY
         count[task] = total
 
 
 @kernel
-def _number_kernel(codes, items, weights, corners, before, unique, first, vertex, entry_point, entry_weight):
+def _number_kernel(items, codes, weights, corners, before, unique, first, vertex, entry_point, entry_weight):
     """Number the vertices; `before` is the number of those that begin before each chunk."""
-    chunk = (codes.size + CHUNKS - 1) // CHUNKS
+    chunk = (items.size + CHUNKS - 1) // CHUNKS
     corners = np.uint32(corners)
     for task in prange(CHUNKS):
         begin = np.int64(task) * chunk
         v = np.int64(before[task]) - 1
-        for k in range(begin, min(begin + chunk, codes.size)):
-            if k == 0 or codes[k] != codes[k - 1]:
-                v += 1
-                unique[v] = codes[k]
-                first[v] = k
+        for k in range(begin, min(begin + chunk, items.size)):
             entry = items[k] & LAST_ENTRY
+            if k == 0 or items[k] >> ENTRY != items[k - 1] >> ENTRY:
+                v += 1
+                unique[v] = codes[entry]
+                first[v] = k
             vertex[entry] = v
             entry_point[k] = np.uint32(entry) // corners
             entry_weight[k] = weights[entry]
@@ -225,29 +221,37 @@ def _chains_kernel(unique, steps, cuts, ahead, has_back, chains, lengths, pieces
             pieces[axis, piece] = cut
 
 
-def _table_numba(simplices: Simplices, pack: Packing) -> Table:
-    codes, weights = simplices
-    n, corners = codes.shape
-    size = codes.size
-    codes = codes.reshape(-1)
-    items, spare = np.empty(size, np.int64), np.empty(size, np.int64)
+def _sorted_items(codes: Array, pack: Packing) -> Array:
+    """The entries, sorted by their codes, behind numbers that are equal where the codes are."""
+    items, spare = np.empty(codes.size, np.int64), np.empty(codes.size, np.int64)
     for part in range(0, pack.bits, CODE):
         digits = -(-min(CODE, pack.bits - part) // DIGIT)
         _sort_kernel(codes, pack.lowest, part, digits, items, spare)
         if digits % 2:
             items, spare = spare, items
+    if pack.bits > CODE:  # the items hold the last part of their codes alone
+        entries = items & LAST_ENTRY
+        rank = np.cumsum(np.diff(codes[entries], prepend=pack.lowest - 1) != 0)
+        items = (rank << ENTRY) + entries
+    return items
 
+
+def _table_numba(simplices: Simplices, pack: Packing) -> Table:
+    codes, weights = simplices
+    n, corners = codes.shape
+    size = codes.size
+    codes = codes.reshape(-1)
+    items = _sorted_items(codes, pack)
     count = np.empty(CHUNKS, np.int64)
-    _count_kernel(codes, pack.lowest, pack.bits <= CODE, items, spare, count)
+    _count_kernel(items, count)
     before = np.cumsum(count) - count
     m = int(count.sum())
     unique, first = np.empty(m, np.int64), np.empty(m + 1, np.int64)
     first[m] = size
     vertex, entry_point = np.empty(size, np.int32), np.empty(size, np.int32)
     entry_weight = np.empty(size, weights.dtype)
-    _number_kernel(
-        spare, items, weights.reshape(-1), corners, before, unique, first, vertex, entry_point, entry_weight
-    )
+    numbered = unique, first, vertex, entry_point, entry_weight
+    _number_kernel(items, codes, weights.reshape(-1), corners, before, *numbered)
     ahead, has_back = np.empty((corners, m), np.int32), np.empty((corners, m), np.bool_)
     chains, lengths = np.empty((corners, m), np.int32), np.empty(corners, np.int64)
     pieces = np.empty((corners, PIECES + 1), np.int64)
