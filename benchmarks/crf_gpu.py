@@ -56,13 +56,13 @@ class OnGpu:
 
 
 def picture(height: int = on_cpu.HEIGHT, width: int = on_cpu.WIDTH) -> np.ndarray:
-    """Areas of a few colours with waves and noise on them, (H, W, 3) uint8: smoother than most photographs."""
+    """Areas of few colours with waves and noise, (H, W, 3) uint8; it takes as many vertices as a photograph."""
     rng = np.random.default_rng(2)
     y, x = np.mgrid[:height, :width]
     areas = (np.sin(x / 61) + np.cos(y / 47) + np.sin((x + y) / 83)) // 0.7
     colours = rng.uniform(40, 215, (16, 3))[areas.astype(int) % 16]
-    waves = 18 * np.sin(x / 5)[:, :, None] * np.cos(y / 7)[:, :, None] * rng.uniform(0.5, 1, 3)
-    noise = rng.normal(0, 4, colours.shape)
+    waves = 45 * np.sin(x / 5)[:, :, None] * np.cos(y / 7)[:, :, None] * rng.uniform(0.5, 1, 3)
+    noise = rng.normal(0, 6, colours.shape)
     return np.clip(colours + waves + noise, 0, 255).astype(np.uint8)
 
 

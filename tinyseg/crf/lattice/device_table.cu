@@ -7,13 +7,19 @@ constexpr int VALUES = 64;         // of a digit
 constexpr int RUN = 128;           // entries of one run at most
 typedef unsigned short uint16;
 
+// The sum of the values of the warp's lanes up to this one.
+DEVICE int sum_of_lanes_up_to(int value) {
+    int lane = threadIdx.x % 32;
+    for (int reach = 1; reach < 32; reach *= 2) {
+        int other = shuffle(value, lane < reach ? lane : lane - reach);
+        value += lane < reach ? 0 : other;
+    }
+    return value;
+}
+
 // The sum of the values of all threads before this one, and the sum of all in *total. scratch: one for each warp.
 DEVICE int sum_before(int value, int *scratch, int *total) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = value;
-    for (int reach = 1; reach < 32; reach *= 2) {
-        int other = shuffle(sum, lane < reach ? lane : lane - reach);
-        sum += lane < reach ? 0 : other;
-    }
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = sum_of_lanes_up_to(value);
     if (lane == 31)
         scratch[warp] = sum;
     SYNC();
@@ -81,17 +87,16 @@ KERNEL(256, 1) void move_entries(const int64 *codes, const int *entries, int n, 
     for (int k = first; k < last; ++k)
         ++place[digit_of(codes[k], lowest, shift) * THREADS + threadIdx.x];
     SYNC();
-    int lane = threadIdx.x % 32;
     for (int value = threadIdx.x / 32; value < VALUES; value += THREADS / 32) {
-        int before = 0;
-        for (int begin = 0; begin < THREADS; begin += 32) {
-            int at = value * THREADS + begin + lane, count = place[at], sum = count;
-            for (int reach = 1; reach < 32; reach *= 2) {
-                int other = shuffle(sum, lane < reach ? lane : lane - reach);
-                sum += lane < reach ? 0 : other;
-            }
-            place[at] = uint16(before + sum - count);
-            before += shuffle(sum, 31);
+        uint16 *of_lane = place + value * THREADS + threadIdx.x % 32 * (THREADS / 32);
+        int sum = 0;
+        for (int k = 0; k < THREADS / 32; ++k)
+            sum += of_lane[k];
+        int before = sum_of_lanes_up_to(sum) - sum;
+        for (int k = 0; k < THREADS / 32; ++k) {
+            int count = of_lane[k];
+            of_lane[k] = uint16(before);
+            before += count;
         }
     }
     SYNC();
