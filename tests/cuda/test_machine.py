@@ -1,5 +1,6 @@
 """What is said where something is missing that kernels need."""
 
+import contextlib
 import importlib.util
 import types
 
@@ -96,11 +97,15 @@ def test_memory_that_is_full(with_driver):
 
         total_bytes = used_bytes
 
+        freed = False
+
         def free_all_blocks(self):
             self.freed = True
 
     def empty(shape, dtype):
-        raise Full
+        if not (pool.freed and shape == (3,)):
+            raise Full
+        return "an array"
 
     pool = Pool()
     cupy = cupy_that()
@@ -112,8 +117,9 @@ def test_memory_that_is_full(with_driver):
     with pytest.raises(
         cuda.OutOfMemory, match=r"memory is full .3.00 GiB in arrays.*0.25 of 4.00.*: take a smaller batch"
     ):
-        Gpu().empty((3,), np.dtype(np.float32))
-    assert pool.freed
+        Gpu().empty((4,), np.dtype(np.float32))
+    pool.freed = False  # what the pool keeps is given back, and the second attempt finds room
+    assert Gpu().empty((3,), np.dtype(np.float32)) == "an array"
     assert issubclass(cuda.OutOfMemory, MemoryError)
 
 
@@ -124,6 +130,8 @@ class Cubins:
         self.loaded, self.calls, self.error = [], [], None
 
     def load(self, binary):
+        if self.error is not None:
+            raise self.error
         self.loaded.append(binary)
 
     def get_function(self, name):
@@ -185,6 +193,94 @@ def test_arrays_of_the_host_are_written_as_cupy_takes_them(gpu, shape):
     target = CupyArray(shape, np.float32)
     gpu.write(target, source)
     np.testing.assert_array_equal(target.values, source)
+
+
+def test_arrays_without_axes_are_uploaded_by_plain_copies(gpu):
+    gpu, _ = gpu
+
+    def asarray(array, order):
+        assert array.ndim and order == "C", "CuPy would compile a kernel for it"
+        return array.copy()
+
+    gpu.cupy.asarray = asarray
+    for array in (np.array(2.5), np.arange(6.0).reshape(2, 3)):
+        uploaded = gpu.upload(array)
+        assert uploaded.shape == array.shape
+        np.testing.assert_array_equal(uploaded, array)
+
+
+class Stream:
+    """A stream that can be recorded, once the memory of earlier kernels is given back."""
+
+    def __init__(self, log, error):
+        self.log, self.error = log, error
+
+    __enter__ = __exit__ = lambda *_: None
+
+    def begin_capture(self):
+        assert self.log[-2:] == ["synchronised", "memory given back"]
+
+    def end_capture(self):
+        if self.error is not None:
+            raise self.error
+        return types.SimpleNamespace(launch=lambda: self.log.append("launched"))
+
+
+@pytest.fixture
+def recording(gpu):
+    """A Gpu that can record, what happens on it, and its stream."""
+    gpu, _ = gpu
+    log: list[str] = []
+    stream = Stream(log, None)
+    gpu.cupy.cuda.Stream = lambda non_blocking: stream
+    gpu.cupy.cuda.MemoryPool = lambda: types.SimpleNamespace(malloc=None)
+    gpu.cupy.cuda.using_allocator = lambda _: contextlib.nullcontext()
+    gpu.cupy.cuda.runtime.deviceSynchronize = lambda: log.append("synchronised")
+    pool = types.SimpleNamespace(free_all_blocks=lambda: log.append("memory given back"))
+    gpu.cupy.get_default_memory_pool = lambda: pool
+    return gpu, log, stream
+
+
+def test_a_graph_gets_the_memory_of_the_kernels_that_ran_before(recording):
+    gpu, log, _ = recording
+    with gpu.record() as graph:
+        assert gpu.is_recording
+    assert not gpu.is_recording
+    graph.launch()
+    assert log[2:] == ["launched"]
+
+
+def test_graphs_that_fail(recording):
+    gpu, _, _ = recording
+    with gpu.record() as graph:
+        pass
+
+    def launch():
+        raise RuntimeError("no room for nodes")
+
+    graph.graph.launch = launch
+    with pytest.raises(cuda.CudaError, match="graph could not be started: no room for nodes; run without one"):
+        graph.launch()
+
+
+def test_what_cannot_be_recorded(recording):
+    gpu, _, stream = recording
+    stream.error = RuntimeError("capture is invalid")
+    with pytest.raises(cuda.CudaError, match="does not become a CUDA graph: capture is invalid"), gpu.record():
+        pass
+    assert not gpu.is_recording
+    with pytest.raises(ZeroDivisionError), gpu.record():  # and not what it leads to
+        raise ZeroDivisionError
+
+
+def test_binaries_that_the_driver_does_not_take(gpu, monkeypatch, tmp_path):
+    gpu, cubins = gpu
+    cubins.error = RuntimeError("invalid image")
+    monkeypatch.setenv("TINYSEG_KERNEL_CACHE", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "compile", lambda *_: nvrtc.Compiled(b"", ""))
+    monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
+    with pytest.raises(cuda.CudaError, match=f"kernels of f.cu: invalid image; delete {tmp_path}"):
+        gpu.load("one", "f.cu")
 
 
 def test_binaries_are_kept_on_disk(gpu, monkeypatch, tmp_path):

@@ -48,7 +48,9 @@ class Gpu:
     def upload(self, array: np.ndarray) -> Array:
         if self._recorded is not None:
             return self._recorded.constant(array)
-        return self._allocate(lambda: self.cupy.asarray(array, order="C"))
+        # CuPy would fill an array without axes by a kernel of its own, which would have to be compiled.
+        filled = self._allocate(lambda: self.cupy.asarray(np.atleast_1d(array), order="C"))
+        return filled.reshape(array.shape)
 
     def start_upload(self, array: np.ndarray) -> Array:
         from cupyx import empty_pinned  # type: ignore[import-not-found]
@@ -106,6 +108,8 @@ class Gpu:
         recorded = Recorded(self)
         stream = self.cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be recorded
         self.cupy.cuda.runtime.deviceSynchronize()
+        # What the same kernels worked in when they ran before makes room for what the graph works in.
+        self.cupy.get_default_memory_pool().free_all_blocks()
         with stream, self.cupy.cuda.using_allocator(recorded.pool.malloc):
             stream.begin_capture()
             self._recorded = recorded
@@ -117,15 +121,19 @@ class Gpu:
                 raise
             finally:
                 self._recorded = None
-            recorded.graph = stream.end_capture()
+            with _explained("what was recorded does not become a CUDA graph", "run it without one"):
+                recorded.graph = stream.end_capture()
         recorded.fill_constants()
         self._graphs.add(recorded)
 
     def _allocate(self, make: Callable[[], Result]) -> Result:
         try:
             return make()
-        except self.cupy.cuda.memory.OutOfMemoryError as error:
+        except self.cupy.cuda.memory.OutOfMemoryError:  # perhaps of a graph's pool, while this one keeps much
             self.cupy.get_default_memory_pool().free_all_blocks()
+        try:
+            return make()
+        except self.cupy.cuda.memory.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"the GPU's memory is full ({self.memory()}): take a smaller batch or smaller crops, or end other "
                 "programs that use the GPU (`nvidia-smi` lists them)"
@@ -134,8 +142,9 @@ class Gpu:
     # ------------------------------------------------------------------------------------------------ kernels
 
     def load(self, text: str, name: str) -> Any:
-        module = self.cupy.cuda.function.Module()
-        module.load(self._binary(text, name))
+        module, binary = self.cupy.cuda.function.Module(), self._binary(text, name)
+        with _explained(f"the driver does not take the compiled kernels of {name}", f"delete {_cache_folder()}"):
+            module.load(binary)
         return module
 
     def run(
@@ -213,7 +222,17 @@ class Recorded:
             self.gpu.write(target, array)
 
     def launch(self) -> None:
-        self.graph.launch()
+        with _explained("the CUDA graph could not be started", "run without one"):
+            self.graph.launch()
+
+
+@contextlib.contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    """Makes one of this package's errors of those that CuPy raises, one kind for each of CUDA's libraries."""
+    try:
+        yield
+    except Exception as error:
+        raise CudaError(f"{what}: {error}; {remedy}") from error
 
 
 def _cache_folder() -> Path:
