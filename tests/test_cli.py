@@ -17,6 +17,7 @@ from PIL import Image
 
 import tinyseg
 from tinyseg.cli import main
+from tinyseg.cuda import OutOfMemory
 from tinyseg.train import checkpoint
 
 TINY = {
@@ -220,6 +221,14 @@ def test_too_little_memory_is_explained(run, monkeypatch):
 
     monkeypatch.setattr("tinyseg.train.trainer.train", hungry)
     refused(run("train"), "not enough memory (Unable to allocate 3 TiB); use a smaller train.batch")
+
+
+def test_a_gpu_with_too_little_memory_is_explained(run, monkeypatch):
+    def hungry(*arguments, **options):
+        raise OutOfMemory("the GPU's memory is full: take a smaller batch")
+
+    monkeypatch.setattr("tinyseg.train.trainer.train", hungry)
+    refused(run("train"), "memory is full: take a smaller batch. The settings are train.batch and augment.crop")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent another way on Windows")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -125,13 +126,20 @@ def test_a_run_can_go_on_elsewhere(tmp_path, device):
     ("changes", "words"),
     [
         (["train.cuda_graph=true"], "add --device cuda"),
-        (["train.precision=tf32"], "add --device cuda"),
+        (["train.precision=tf32"], "add --device cuda, or for the CPU .* --set train.precision=float32"),
         (["train.device=cuda", "train.cuda_graph=true", "train.accumulate=2"], "train.accumulate is 2"),
     ],
 )
 def test_settings_that_do_not_go_together(tmp_path, device, changes, words):
     with pytest.raises(SettingError, match=words):
         train(settings(*changes), tmp_path / "run", reporters=[])
+
+
+def test_mixed_precision_without_its_package(tmp_path, device, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(SettingError, match=r"train.precision: bfloat16 .* `pip install ml_dtypes`"):
+        train(settings("train.device=cuda", "train.precision=bfloat16"), tmp_path / "run", reporters=[])
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------------------- batches ahead of time

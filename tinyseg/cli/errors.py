@@ -6,7 +6,8 @@ import sys
 def explain(error: BaseException) -> str | None:
     """The message for an error that the user can put right; None for one that is ours and keeps its traceback."""
     if isinstance(error, _user_errors()):
-        return str(error)
+        settings = ". The settings are train.batch and augment.crop, and for predictions --tile"
+        return f"{error}{settings if isinstance(error, MemoryError) else ''}"
     if isinstance(error, MemoryError):
         return (
             f"not enough memory ({error or 'no detail'}); use a smaller train.batch, smaller images (augment.crop)"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyseg import data, models, optim
+from tinyseg import cuda, data, models, optim
 from tinyseg.data import Dataset, Loader, transforms
 from tinyseg.models import SegmentationNetwork
 from tinyseg.models.network import LearningRates
@@ -101,7 +101,8 @@ def steps(config: Config, net: SegmentationNetwork, optimiser: Optimiser, loss: 
     settings = config.train
     if settings.device == "cpu" and (settings.cuda_graph or settings.precision != "float32"):
         raise SettingError(
-            "train.cuda_graph and train.precision are for training on a GPU: add --device cuda, or leave them out"
+            "train.cuda_graph and train.precision are for training on a GPU: add --device cuda, or for the CPU "
+            "--set train.cuda_graph=false --set train.precision=float32"
         )
     if settings.cuda_graph and settings.accumulate > 1:
         raise SettingError(
@@ -109,6 +110,11 @@ def steps(config: Config, net: SegmentationNetwork, optimiser: Optimiser, loss: 
             "larger batches instead"
         )
     mixed = settings.precision == "bfloat16"
+    if mixed:
+        try:
+            cuda.bfloat16()
+        except ModuleNotFoundError as error:
+            raise SettingError(f"train.precision: {error}") from error
     return Steps(net, optimiser, loss, clip=config.optim.clip, record=settings.cuda_graph, mixed=mixed)
 
 
