@@ -24,7 +24,7 @@ axes before the next block is touched, while they are in the cache.
 A neighbour's code is the vertex's own code plus a constant, and in a sorted list all are found by walking along
 with two fingers, because the neighbour grows with the vertex.
 
-Cost: sorting takes ceil(bits / 11) passes over N (d + 1) pairs of code and entry, packed into 8 bytes each (codes
+Cost: sorting takes ceil(bits / 13) passes over N (d + 1) pairs of code and entry, packed into 8 bytes each (codes
 of more than 32 bits are sorted by their lower 32 bits, then by the others); the chains d + 1 walks over M codes.
 The codes are dropped afterwards.
 
@@ -41,10 +41,10 @@ from tinyseg.backend import Array, kernel, prange
 from tinyseg.crf.lattice.device_table import build_on_device
 from tinyseg.crf.lattice.simplex import Packing, Simplices
 
-DIGIT = 11  # bits that one pass of the sort looks at
+DIGIT = 13  # bits that one pass of the sort looks at
 CODE, ENTRY = 32, 31  # bits of an item of the sort: of a code, and of the number of an entry behind them
 LAST_CODE, LAST_ENTRY = (1 << CODE) - 1, (1 << ENTRY) - 1
-CHUNKS = 16  # tasks of the sort
+CHUNKS = 8  # tasks of the sort; between its passes, 2^13 numbers of each are added up by one thread
 PIECES = 64  # tasks of a blur along one axis
 BLOCK = 2048  # vertices of a task that works on closed blocks, or one block if that is more
 
