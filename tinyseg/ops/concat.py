@@ -13,7 +13,7 @@ Both only move memory: 8 bytes of traffic per float32 element, one way and back.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -107,7 +107,8 @@ def concat(arrays: Sequence[Array], *, axis: int = -1) -> tuple[Array, ConcatCac
     arrays = list(arrays)
     if not arrays:
         raise ValueError("concat: there are no arrays to join; pass a list of at least one")
-    checks.floating("concat", **{f"arrays[{k}]": x for k, x in enumerate(arrays)})
+    named: dict[str, Any] = {f"arrays[{k}]": x for k, x in enumerate(arrays)}
+    checks.floating("concat", **named)
     axis = _axis("concat", axis, arrays[0])
     for k, x in enumerate(arrays):
         expected = list(arrays[0].shape)
