@@ -58,8 +58,15 @@ def test_runs_and_vertices_of_several_lattices_are_kept_apart(machine, dtype):
     machine.agree(infer, unary_of(machine, dtype, 5, 600), *features)
 
 
-@pytest.mark.parametrize("forms", [(0, 1), (2, 0), (1, 2), ()])
-@pytest.mark.parametrize("kind", [crf.ExactFilter, crf.LatticeFilter])
+@pytest.mark.parametrize(
+    ("kind", "forms"),
+    [
+        (crf.ExactFilter, ()),
+        (crf.ExactFilter, (0, 1)),
+        (crf.LatticeFilter, (2, 0)),
+        (crf.LatticeFilter, (1, 2)),
+    ],
+)
 def test_mean_field(machine, dtype, kind, forms):
     def both(unary, dq, *rest):
         features, couplings = rest[: len(forms)], rest[len(forms) :]
@@ -102,6 +109,20 @@ def test_gradients(machine, kind, mode):
             return tuple(map(cuda.to_host, gradients))
 
         check_vjp(forward, backward, (unary, *couplings))
+
+
+@pytest.mark.parametrize("energy", [crf.free_energy, crf.pydensecrf_kl])
+def test_energies(machine, energy):
+    unary, features = unary_of(machine, np.float32, 3), features_of(machine, np.float32)
+    couplings = [crf.potts(2), np.array([0.1, -0.3, 0.2], np.float32)]
+
+    def both(unary, features):
+        filters = [crf.Normalised(crf.LatticeFilter(f)) for f in features]
+        return energy(crf.infer(unary, couplings, filters, 1), unary, couplings, filters)
+
+    with cuda.on(machine.devices[0]):
+        result = both(cuda.to_device(unary), [cuda.to_device(f) for f in features])
+    assert result == pytest.approx(both(unary, features), rel=1e-6)
 
 
 def test_a_graph_uses_lattices_that_were_made_before(machine):

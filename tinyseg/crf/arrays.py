@@ -8,7 +8,7 @@ from tinyseg.ops import sums
 
 _cuda = cuda.KernelFile(__file__)
 
-RANGE_BLOCKS = 32  # of 8 warps, for each column
+RANGE_BLOCKS = 128  # of 8 warps, for each column
 
 
 def here(array: Array, like: Array, dtype: np.dtype | None = None) -> Array:
@@ -79,4 +79,4 @@ def total(x: Array) -> float:
     """The sum of all elements, on the CPU. The host waits for the GPU."""
     if cuda.on_gpu(x):
         return float(cuda.to_host(sums.over_middle(x, 1, x.size, 1))[0, 0])
-    return float(x.sum())
+    return float(x.sum(dtype=np.float64))

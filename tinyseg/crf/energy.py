@@ -17,7 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tinyseg import ops
 from tinyseg.backend import Array
+from tinyseg.crf import arrays
 from tinyseg.crf.filters import Normalised
 from tinyseg.crf.mean_field import couple
 
@@ -33,13 +35,14 @@ def pydensecrf_kl(q: Array, unary: Array, couplings: Sequence[Array], filters: S
 
 
 def _entropy_and_unary(q: Array, unary: Array) -> float:
-    q = q.astype(np.float64)
-    return float(np.sum(q * np.log(np.maximum(q, 1e-20))) + np.sum(q * unary))
+    q, unary = q.astype(np.float64), unary.astype(np.float64)
+    entropy = ops.mul(q, arrays.logarithm(q, 1e-20))[0]
+    return arrays.total(entropy) + arrays.total(ops.mul(q, unary)[0])
 
 
 def _pairwise(q: Array, couplings: Sequence[Array], filters: Sequence[Normalised]) -> float:
     """sum_m <Q, C_m F_m Q>."""
     return sum(
-        float(np.sum(q * couple(coupling, kernel.apply(q)), dtype=np.float64))
+        arrays.total(ops.mul(q, couple(arrays.here(coupling, q), kernel.apply(q)))[0])
         for coupling, kernel in zip(couplings, filters, strict=True)
     )
