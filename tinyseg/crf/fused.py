@@ -18,8 +18,9 @@ C (F Q) = F (C Q).
     vertex, share    (N, corners of all lattices)
     gifts            for each lattice (N (d + 1),)
 
-All of it is limited by how fast memory is, not by arithmetic: for 21 labels a pixel moves 84 bytes of U, twice of
-Q, and 16 bytes of tables for each corner, and each iteration moves the values of all vertices some ten times.
+What limits it is mostly memory, not arithmetic: for 21 labels and two lattices a pixel moves 84 bytes of U, three
+times as many of Q, and 16 bytes of tables for each corner, and an iteration moves the values of each vertex some
+ten times.
 
 The results are those of `mean_field` up to rounding; they do not keep what a backward pass needs. float32 only.
 """

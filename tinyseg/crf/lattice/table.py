@@ -229,10 +229,14 @@ def _sorted_items(codes: Array, pack: Packing) -> Array:
         _sort_kernel(codes, pack.lowest, part, digits, items, spare)
         if digits % 2:
             items, spare = spare, items
-    if pack.bits > CODE:  # the items hold the last part of their codes alone
-        entries = items & LAST_ENTRY
-        rank = np.cumsum(np.diff(codes[entries], prepend=pack.lowest - 1) != 0)
-        items = (rank << ENTRY) + entries
+    if pack.bits > CODE:  # the items hold the last part of their codes alone: put the number of the vertex there
+        items &= LAST_ENTRY
+        np.take(codes, items, out=spare, mode="clip")
+        begins = spare[1:] != spare[:-1]
+        spare[0] = 0
+        np.cumsum(begins, out=spare[1:])
+        spare <<= ENTRY
+        items |= spare
     return items
 
 
