@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tinyseg.train import config, train
+from tinyseg.train.config import Train
 from tinyseg.train.errors import SettingError
 from tinyseg.train.reporters import Pictures, file_reporters
-from tinyseg.train.reporters.terminal import Terminal, duration, epoch_line
+from tinyseg.train.reporters.terminal import Terminal, device, duration, epoch_line
 
 
 @pytest.fixture
@@ -67,6 +68,13 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, tiny, paper, signal_at):
     again = Console(file=io.StringIO())
     train(out=tmp_path / "run", resume=True, reporters=[Terminal(again)])
     assert "after 1 epochs and 4 steps, in epoch 2, batch 2" in again.file.getvalue()
+
+
+def test_a_run_on_a_gpu_says_so():
+    assert device(Train()) == []
+    assert device(Train(device="cuda")) == [("Device", "GPU, float32")]
+    ((_, text),) = device(Train(device="cuda", precision="bfloat16", cuda_graph=True))
+    assert text == "GPU, activations in bfloat16, steps recorded as a CUDA graph"
 
 
 def test_an_epoch_without_validation_or_with_nan_is_a_line_too():

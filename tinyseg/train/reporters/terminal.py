@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from tinyseg.train.reporters.base import Reporter, Step
 
 if TYPE_CHECKING:
+    from tinyseg.train.config import Train
     from tinyseg.train.evaluation import Scores
     from tinyseg.train.trainer import Result, Trainer
 
@@ -109,6 +110,7 @@ def summary(trainer: "Trainer") -> list[tuple[str, str]]:
             f"{config.train.epochs} epochs of {steps} steps, {batch} images each; {config.optim.name}, "
             f"learning rate {config.optim.lr:g} ({config.schedule.name}), seed {config.train.seed}",
         ),
+        *device(config.train),
         ("Run", f"{trainer.run.folder}"),
     ]
     if progress.step:
@@ -117,6 +119,18 @@ def summary(trainer: "Trainer") -> list[tuple[str, str]]:
             ("Resumes", f"after {progress.epoch} epochs and {progress.step} steps" + (place and f", in {place}"))
         )
     return rows
+
+
+def device(settings: "Train") -> list[tuple[str, str]]:
+    """Where the network is trained, if that is not the CPU: a pair like those of `summary`."""
+    if settings.device == "cpu":
+        return []
+    numbers = {
+        "float32": "float32",
+        "tf32": "convolutions multiply in TF32",
+        "bfloat16": "activations in bfloat16",
+    }[settings.precision]
+    return [("Device", f"GPU, {numbers}" + (", steps recorded as a CUDA graph" if settings.cuda_graph else ""))]
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
