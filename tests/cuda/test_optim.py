@@ -84,6 +84,48 @@ def test_nothing_is_written_beside_a_parameter(machine, host):
             assert np.isfinite(cuda.to_host(array)).all()
 
 
+def test_parameters_of_several_types(machine):
+    with cuda.on(machine.devices[0]):
+        tensors = [
+            Tensor(cuda.to_device(np.ones(3, dtype)), requires_grad=True) for dtype in (np.float32, np.float64)
+        ]
+        for tensor in tensors:
+            tensor.grad = tensor.data
+        optimiser = SGD(tensors, lr=0.1)
+        for change in (optimiser.step, lambda: clip_gradients(tensors, 1.0)):
+            with pytest.raises(
+                TypeError, match="must be of one type, got float32 and float64; convert the network"
+            ):
+                change()
+
+
+def test_a_recorded_update_goes_on_after_one_of_fewer_parameters(machine):
+    def updated(recorded):
+        tensors = [Tensor(cuda.to_device(np.full(3, 2.0)), requires_grad=True) for _ in range(2)]
+        slopes = [cuda.to_device(np.full(3, slope)) for slope in (1.0, 3.0)]
+        optimiser = Adam(tensors, lr=0.1, schedule=schedules.exponential(0.5))
+
+        def step(count, update):
+            for tensor, slope, number in zip(tensors, slopes, range(2), strict=True):
+                tensor.grad = slope if number < count else None
+            optimiser.advance()
+            update()
+
+        step(2, optimiser.apply)
+        again = optimiser.apply
+        if recorded:
+            with cuda.record() as graph:
+                optimiser.apply()
+            again = graph.launch
+        step(1, optimiser.apply)
+        cuda.to_device(np.zeros(2))  # takes the place of what is no longer used
+        step(2, again)
+        return [cuda.to_host(tensor.data).tolist() for tensor in tensors]
+
+    with cuda.on(machine.devices[0]):
+        assert updated(True) == updated(False)
+
+
 def test_states_move_between_host_and_gpu(machine):
     values, slope = machine.numbers(3, 7), machine.numbers(3, 7)
 

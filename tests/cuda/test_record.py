@@ -63,6 +63,17 @@ def test_arrays_that_cannot_be_overwritten(device):
         cuda.write(cuda.to_device(np.ones((2, 2))).transpose(1, 0), np.ones((2, 2)))
 
 
+def test_a_graph_goes_on_with_weights_that_are_loaded(device, rng):
+    net, x = nn.Conv2d(2, 3, 1, rng=rng).to("cuda"), cuda.to_device(rng.standard_normal((1, 2, 2, 2)))
+    net.astype(np.float64)
+    net(x)
+    with cuda.record() as graph:
+        y = net(x)
+    net.load_state_dict({"weight": np.zeros((1, 1, 2, 3)), "bias": np.array([1.0, 2.0, 3.0])})
+    graph.launch()
+    np.testing.assert_array_equal(cuda.to_host(y.data), np.broadcast_to([1, 2, 3], (1, 2, 2, 3)))
+
+
 def network(rng):
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1, rng=rng), nn.BatchNorm2d(4, relu=True), nn.Dropout(0.5, rng=rng),

@@ -146,7 +146,11 @@ class Module:
                 f"other settings; {len(problems)} of its names do not fit:\n  " + "\n  ".join(problems)
             )
         for name, value in own.items():
-            value.data = cuda.place_like(np.array(state[name], dtype=value.data.dtype, order="C"), value.data)
+            array = np.array(state[name], dtype=value.data.dtype, order="C")
+            if cuda.on_gpu(value.data):  # in place: a CUDA graph that was recorded goes on with it
+                cuda.write(value.data, array)
+            else:
+                value.data = array
 
     def astype(self, dtype: Any) -> "Module":
         """Convert floating-point parameters and buffers, for instance to float64 for a gradient check."""

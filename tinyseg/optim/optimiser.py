@@ -59,7 +59,7 @@ class Optimiser:
         self.updates = np.zeros(len(self.parameters), np.int64)  # how often each parameter was changed
         self.kept = {name: [_zeros_like(tensor.data) for tensor in self.parameters] for name in self.keeps}
         self._due: list[Due] = []
-        self._due_numbers: Array | None = None  # the same on the GPU, a row for each
+        self._due_numbers: Array | None = None  # the same on the GPU, a row for each; then rows that nobody reads
 
     def step(self) -> None:
         """Change every parameter that has a gradient, in place. The others are skipped."""
@@ -126,10 +126,13 @@ class Optimiser:
         return cuda.on_gpu(self.parameters[0].data)
 
     def _send_numbers(self) -> None:
-        numbers = np.array([due.numbers for due in self._due], self.parameters[0].data.dtype)
-        if self._due_numbers is None or self._due_numbers.shape != numbers.shape:
+        """Always to the same place, where a recorded `apply` reads them."""
+        shape = (len(self.parameters), len(self._due[0].numbers))
+        numbers = np.zeros(shape, self.parameters[0].data.dtype)
+        numbers[: len(self._due)] = [due.numbers for due in self._due]
+        if self._due_numbers is None:
             self._due_numbers = cuda.to_device(numbers)
-        else:  # to the same place, where a recorded `apply` reads them
+        else:
             cuda.write(self._due_numbers, numbers)
 
     def _check(self, index: int, tensor: Tensor) -> None:

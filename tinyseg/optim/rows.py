@@ -30,6 +30,12 @@ def rows(arrays: Sequence[Sequence[Array]]) -> Rows:
     An array that is not contiguous is copied: kernels may only write to contiguous ones.
     """
     kept = [[cuda.contiguous(array) for array in row] for row in arrays]
+    types = sorted({array.dtype.name for row in kept for array in row})
+    if len(types) > 1:
+        raise TypeError(
+            f"parameters that are changed together on a GPU must be of one type, got {' and '.join(types)}; "
+            "convert the network with astype before the optimiser is made"
+        )
     table = np.zeros((len(kept), 2 + ARRAYS), np.int64)
     sizes = np.array([row[0].size for row in kept])
     pieces = -(-sizes // PIECE)
