@@ -75,7 +75,7 @@ __all__ = [
 
 def on_gpu(array: Any) -> bool:
     """Whether an array is on a GPU."""
-    return hasattr(array, "__cuda_array_interface__")
+    return hasattr(type(array), "__cuda_array_interface__")  # of an array, CuPy would put it together each time
 
 
 def to_device(array: np.ndarray) -> Array:

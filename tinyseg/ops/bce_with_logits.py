@@ -151,7 +151,7 @@ def _prepare_cuda(
     used, weights = cuda.empty(logits.shape, dtype), cuda.empty(logits.shape, dtype)
     numbers = (logits.size, per_weight, ignore_label is not None, ignore_label or 0)
     _cuda.launch("bce_prepare", given, pixel_weights, *numbers, used, weights, threads=logits.size)
-    if not hasattr(positive_weight, "__cuda_array_interface__"):
+    if not cuda.on_gpu(positive_weight):
         return used, weights, cuda.constant(_positive_weight(positive_weight, logits))
     positive: Array = positive_weight  # type: ignore[assignment]
     checks.shape("bce_with_logits", "positive_weight", positive, (C,), "one for each channel")

@@ -138,7 +138,7 @@ def _prepare_cuda(
 
 def class_weights_cuda(operator: str, weights: Array, scores: Array) -> Array:
     """The weight of each class (C,) on the GPU. They may be given as a NumPy array or a list, too."""
-    if not hasattr(weights, "__cuda_array_interface__"):
+    if not cuda.on_gpu(weights):
         return cuda.constant(class_weights(operator, weights, scores))
     checks.shape(operator, "class_weights", weights, scores.shape[-1:], f"one for each class of {scores.shape}")
     return cuda.contiguous(weights).astype(scores.dtype, copy=False)
