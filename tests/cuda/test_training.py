@@ -76,7 +76,15 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(tmp_path, device):
     assert {int(array) for name, array in gpu.items() if name.endswith("calls")} == {6}
 
 
-NOISY = ("model.name=gscnn_resnet50", "model.backbone=resnet18", "model.width=0.0625")  # in its loss, at each step
+NOISY = (  # in its loss, at each step; a large network, for one epoch of two steps
+    "model.name=gscnn_resnet50",
+    "model.backbone=resnet18",
+    "model.width=0.015625",
+    "data.size=17,18",
+    "data.train.length=4",
+    "data.val.length=1",
+    "train.epochs=1",
+)
 
 
 @pytest.mark.parametrize("network", [(), NOISY], ids=["unet", "gscnn"])
