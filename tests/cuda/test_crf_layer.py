@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyseg import cuda, nn
+from tinyseg import cuda, models, nn
 from tinyseg.crf.features import visible_colours
 from tinyseg.crf.layer import refine, refine_backward, refine_without_gradient
 from tinyseg.gradcheck import check_vjp
@@ -90,3 +90,16 @@ def test_the_layer_of_a_network(machine, learn_bandwidths):
 def test_colours_of_normalised_images(machine, dtype, mean, std):
     images = machine.rng.uniform(-2, 2, (2, 3, 5, 3)).astype(dtype)
     machine.agree(lambda x: visible_colours(x, mean, std), images)
+
+
+def test_a_network_with_a_crf(machine):
+    def train(images, dy):
+        rng = np.random.default_rng(3)
+        model: Any = models.create("crf_rnn_unet", classes=3, base=2, depth=1, iterations=1, rng=rng)
+        model = model.astype(images.dtype).to("cuda" if cuda.on_gpu(images) else "cpu")
+        y = model(Tensor(images))
+        y.backward(dy)
+        return [y.data, *(parameter.grad for parameter in model.parameters())]
+
+    images, dy = machine.rng.uniform(0, 1, (2, 6, 8, 3)), machine.numbers(2, 6, 8, 3)
+    machine.agree(train, images, dy, tolerance={np.dtype("f8"): 1e-9}, floor=1e-4)

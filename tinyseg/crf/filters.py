@@ -39,7 +39,7 @@ from typing import Literal
 
 import numpy as np
 
-from tinyseg import cuda, ops
+from tinyseg import ops
 from tinyseg.backend import Array
 from tinyseg.crf import arrays
 from tinyseg.ops import checks
@@ -129,8 +129,8 @@ def moments_by_filtering(kernel: Filter, features: Array, a: Array, b: Array) ->
     moments = []
     for k in range(features.shape[1]):
         f = features[:, k : k + 1].astype(np.float64)
-        if not cuda.on_gpu(f):
-            f -= f.mean()  # K sees differences alone; small numbers make them exact
+        low, high = arrays.ranges(f)
+        f = ops.add(f, arrays.here(-(low + high) / 2, f))[0]  # K sees differences alone; small numbers are exact
         fa, fb = ops.mul(a, f)[0], ops.mul(b, f)[0]
         first = arrays.total(ops.mul(pairs, ops.mul(f, f)[0])[0])
         second = arrays.total(arrays.row_products(fa, kernel.apply(fb)))
