@@ -12,9 +12,9 @@ paper's 58.9 %, and how far the training got.
 """
 
 import argparse
+import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,9 @@ from typing import Any
 
 from benchmarks import harness
 from tinyseg.train import checkpoint, config, evaluation, prediction, train
+from tinyseg.train.reporters import Reporter, Step, file_reporters
 from tinyseg.train.run import Run
+from tinyseg.train.trainer import Trainer
 
 PAPER = 0.589  # mean IoU on the test frames, table 1
 FRAMES = ["augment.crop=false", "optim.lr=1e-4"]  # what the second stage changes
@@ -37,11 +39,33 @@ def stages(data: str, runs: Path, changes: Sequence[str]) -> list[tuple[Path, co
     return [(windows, first), (frames, config.override(first, [*FRAMES, f"train.init={windows}"]))]
 
 
-def run_stages(stages: Sequence[tuple[Path, config.Config]]) -> bool:
-    """Train each stage as far as it is not trained. False if that was interrupted."""
+class Deadline(Reporter):
+    """Ends a run at a time of `time.perf_counter`, as Ctrl-C would."""
+
+    def __init__(self, until: float):
+        self.until = until
+
+    def run_started(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def step_done(self, step: Step) -> None:
+        self._look()
+
+    def image_validated(self, done: int, total: int) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        if time.perf_counter() > self.until:
+            self.trainer.stop.signal = signal.SIGTERM
+
+
+def run_stages(stages: Sequence[tuple[Path, config.Config]], until: float = math.inf) -> bool:
+    """Train each stage as far as it is not trained. False if that was interrupted, by a signal or a deadline."""
     for folder, configuration in stages:
         resume = (folder / "config.toml").exists()
-        if train(None if resume else configuration, folder, resume=resume).stopped_by:
+        configuration = Run.open(folder).config if resume else configuration
+        reporters = [Deadline(until), *file_reporters(configuration)]
+        if train(configuration, folder, resume=resume, reporters=reporters).stopped_by:
             return False
     return True
 
@@ -79,12 +103,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
     given = parser.parse_args(arguments)
     began = time.perf_counter()
-    alarm = threading.Timer(60 * (given.minutes or 1e6), signal.raise_signal, [signal.SIGTERM])
-    alarm.daemon = True
-    alarm.start()
+    until = math.inf if given.minutes is None else began + 60 * given.minutes
     chosen = stages(given.data, given.runs, [f"train.device={given.device}", *given.changes])
-    done = run_stages(chosen)
-    alarm.cancel()
+    done = run_stages(chosen, until)
     row = measure(chosen, "test") | {"finished": done}
     state = "" if done else f", interrupted after {(time.perf_counter() - began) / 60:.1f} minutes: run it again"
     print(f"mean IoU on test {row['mean_iou']:.1%}, in the paper {PAPER:.1%}; epochs {row['epochs']}{state}")
