@@ -250,6 +250,32 @@ def test_a_graph_gets_the_memory_of_the_kernels_that_ran_before(recording):
     assert log[2:] == ["launched"]
 
 
+def test_constants_of_a_graph_have_memory_of_their_own(recording):
+    """A place in the graph's pool was another array's, which a launch writes before the constant is read."""
+    gpu, _, _ = recording
+    allocators: list = [None]
+
+    @contextlib.contextmanager
+    def using(allocator):
+        allocators.append(allocator)
+        yield
+        allocators.pop()
+
+    def empty(shape, dtype):
+        made.append(allocators[-1])
+        return CupyArray(shape, dtype)
+
+    made = []
+    gpu.cupy.cuda.using_allocator, gpu.cupy.empty = using, empty
+    gpu.cupy.cuda.MemoryPool = lambda: types.SimpleNamespace(malloc=object())
+    with gpu.record() as graph:
+        gpu.empty((2,), np.dtype(np.float32))
+        constant = gpu.upload(np.array([1.0, 2.0]))
+        gpu.empty((2,), np.dtype(np.float32))
+    assert made == [graph.pool.malloc, graph.pool_of_constants.malloc, graph.pool.malloc]
+    np.testing.assert_array_equal(constant.values, [1, 2])
+
+
 def test_graphs_that_fail(recording):
     gpu, _, _ = recording
     with gpu.record() as graph:

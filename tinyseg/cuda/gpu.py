@@ -94,7 +94,8 @@ class Gpu:
         return array.data.ptr  # type: ignore[attr-defined]
 
     def memory(self) -> Memory:
-        pools = [self.cupy.get_default_memory_pool(), *(graph.pool for graph in self._graphs)]
+        pools = [self.cupy.get_default_memory_pool()]
+        pools += [pool for graph in self._graphs for pool in (graph.pool, graph.pool_of_constants)]
         used, reserved = sum(pool.used_bytes() for pool in pools), sum(pool.total_bytes() for pool in pools)
         free, total = self.cupy.cuda.runtime.memGetInfo()
         return Memory(used, reserved, free, total)
@@ -203,17 +204,22 @@ class Gpu:
 
 
 class Recorded:
-    """A CUDA graph, with the memory that its kernels work in: nobody else may be given any of it."""
+    """A CUDA graph, with the memory that its kernels work in: nobody else may be given any of it.
+
+    A place in `pool` has one array after the other in it while the graph runs. The constants, which are written
+    once and not at each launch, have a pool of their own.
+    """
 
     def __init__(self, gpu: Gpu):
         self.gpu = gpu
-        self.pool = gpu.cupy.cuda.MemoryPool()
+        self.pool, self.pool_of_constants = gpu.cupy.cuda.MemoryPool(), gpu.cupy.cuda.MemoryPool()
         self.graph: Any = None
         self._constants: list[tuple[Array, np.ndarray]] = []
 
     def constant(self, array: np.ndarray) -> Array:
         """An array of the host that the kernels read. It is copied to the GPU once the recording is over."""
-        target = self.gpu.empty(array.shape, array.dtype)
+        with self.gpu.cupy.cuda.using_allocator(self.pool_of_constants.malloc):
+            target = self.gpu.empty(array.shape, array.dtype)
         self._constants.append((target, array.copy()))
         return target
 
