@@ -7,6 +7,9 @@ arrays, and the result is a tensor that can be differentiated. Labels are plain 
 
     y = F.relu(F.conv2d(x, w, b, padding=1))
     loss = F.cross_entropy(logits, labels, ignore_label=255)
+
+Arrays on a GPU may be bfloat16. Operators that have no kernels for it, and all losses, calculate in float32 then:
+the first answer in bfloat16 again, a loss stays float32.
 """
 
 from collections.abc import Sequence
@@ -37,7 +40,7 @@ def linear(x: Input, w: Input, b: Input | None = None) -> Tensor:
 
 
 def encoding(x: Input, codewords: Input, scales: Input) -> Tensor:
-    return apply(ops.encoding, ops.encoding_backward, x, codewords, scales)
+    return _as(x, apply(ops.encoding, ops.encoding_backward, widened(x), codewords, scales))
 
 
 # -------------------------------------------------------------------------------------------- pooling and resizing
@@ -90,15 +93,15 @@ def crop(x: Input, sides: Any = None, **options: Any) -> Tensor:
 
 
 def gaussian_blur(x: Input, **options: Any) -> Tensor:
-    return apply(ops.gaussian_blur, ops.gaussian_blur_backward, x, **options)
+    return _as(x, apply(ops.gaussian_blur, ops.gaussian_blur_backward, widened(x), **options))
 
 
 def spatial_gradient(x: Input) -> Tensor:
-    return apply(ops.spatial_gradient, ops.spatial_gradient_backward, x)
+    return _as(x, apply(ops.spatial_gradient, ops.spatial_gradient_backward, widened(x)))
 
 
 def gradient_magnitude(x: Input, **options: Any) -> Tensor:
-    return apply(ops.gradient_magnitude, ops.gradient_magnitude_backward, x, **options)
+    return _as(x, apply(ops.gradient_magnitude, ops.gradient_magnitude_backward, widened(x), **options))
 
 
 # --------------------------------------------------------------------------------------------------- normalisation
@@ -115,7 +118,7 @@ def group_norm(x: Input, gamma: Input, beta: Input, **options: Any) -> Tensor:
 
 
 def local_response_norm(x: Input, **options: Any) -> Tensor:
-    return apply(ops.local_response_norm, ops.local_response_norm_backward, x, **options)
+    return _as(x, apply(ops.local_response_norm, ops.local_response_norm_backward, widened(x), **options))
 
 
 # ---------------------------------------------------------------------------------------------- element by element
@@ -146,7 +149,7 @@ def log_softmax(x: Input) -> Tensor:
 
 
 def gumbel_softmax(x: Input, **options: Any) -> Tensor:
-    return apply(ops.gumbel_softmax, ops.gumbel_softmax_backward, x, **options)
+    return _as(x, apply(ops.gumbel_softmax, ops.gumbel_softmax_backward, widened(x), **options))
 
 
 def add(a: Input, b: Input | float) -> Tensor:
@@ -161,6 +164,13 @@ def mul(a: Input, b: Input | float) -> Tensor:
 
 def cast(x: Input, *, dtype: Any) -> Tensor:
     return apply(ops.cast, ops.cast_backward, x, dtype=dtype)
+
+
+def widened(x: Input) -> Tensor:
+    """x, in float32 where it is stored in bfloat16."""
+    if _is_bfloat16(x):
+        return cast(x, dtype="float32")
+    return x if isinstance(x, Tensor) else Tensor(x)
 
 
 def dropout(x: Input, **options: Any) -> Tensor:
@@ -200,27 +210,37 @@ def refine(logits: Input, smoothness: Input, appearance: Input, log_bandwidths: 
 
 
 def cross_entropy(logits: Input, labels: Array, **options: Any) -> Tensor:
-    return apply(ops.cross_entropy, ops.cross_entropy_backward, logits, labels=labels, **options)
+    return apply(ops.cross_entropy, ops.cross_entropy_backward, widened(logits), labels=labels, **options)
 
 
 def bce_with_logits(logits: Input, targets: Array, **options: Any) -> Tensor:
-    return apply(ops.bce_with_logits, ops.bce_with_logits_backward, logits, targets=targets, **options)
+    return apply(ops.bce_with_logits, ops.bce_with_logits_backward, widened(logits), targets=targets, **options)
 
 
 def dice(probabilities: Input, labels: Array, **options: Any) -> Tensor:
-    return apply(ops.dice, ops.dice_backward, probabilities, labels=labels, **options)
+    return apply(ops.dice, ops.dice_backward, widened(probabilities), labels=labels, **options)
 
 
 def balanced_edge_loss(logits: Input, edges: Array, **options: Any) -> Tensor:
-    return apply(ops.balanced_edge_loss, ops.balanced_edge_loss_backward, logits, edges=edges, **options)
+    return apply(ops.balanced_edge_loss, ops.balanced_edge_loss_backward, widened(logits), edges=edges, **options)
 
 
 def dual_task_loss(logits: Input, labels: Array, **options: Any) -> Tensor:
-    return apply(ops.dual_task_loss, ops.dual_task_loss_backward, logits, labels=labels, **options)
+    return apply(ops.dual_task_loss, ops.dual_task_loss_backward, widened(logits), labels=labels, **options)
 
 
 def _array(value: Input) -> Array:
     return value.data if isinstance(value, Tensor) else value
+
+
+def _is_bfloat16(value: Input) -> bool:
+    dtype = _array(value).dtype
+    return dtype.kind == "V" and dtype == cuda.bfloat16()
+
+
+def _as(x: Input, y: Tensor) -> Tensor:
+    """y, in bfloat16 where x is."""
+    return cast(y, dtype="bfloat16") if _is_bfloat16(x) else y
 
 
 def _number(value: Input | float, *, like: Input) -> Input:

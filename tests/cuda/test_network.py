@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tinyseg import cuda, models, ops
-from tinyseg import functional as F
 from tinyseg.models.network import CrossEntropy, total
 from tinyseg.tape import Tensor
 
@@ -29,14 +28,7 @@ def batch(machine, size):
     return machine.numbers(2, *size, 3), labels
 
 
-class OfWidened(CrossEntropy):
-    """Of logits that are cast to float32: the end of a network with activations in bfloat16."""
-
-    def __call__(self, logits, labels, weights=None, /):
-        return super().__call__(F.cast(logits, dtype="float32"), labels, weights)
-
-
-def losses_and_gradients(model, images, labels, loss_of=CrossEntropy):
+def losses_and_gradients(model, images, labels):
     """The terms of the loss, then the gradients of the parameters that learn."""
     for parameter in model.parameters():
         parameter.grad = None
@@ -45,7 +37,7 @@ def losses_and_gradients(model, images, labels, loss_of=CrossEntropy):
     if model.context:
         top, left = ((large - small) // 2 for large, small in zip(labels.shape[1:], size, strict=True))
         labels = labels[:, top : top + size[0], left : left + size[1]]
-    losses = model.losses(outputs, labels, loss_of(ignore_label=3), step=2)
+    losses = model.losses(outputs, labels, CrossEntropy(ignore_label=3), step=2)
     loss = total(losses)
     loss.backward(cuda.constant_like(np.array(1.0), loss.data))
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -97,12 +89,31 @@ def test_activations_in_bfloat16(machine, bfloat16, name, settings, size):
     with cuda.on(machine.devices[0]):
         model = network(name, **settings).astype(np.float32).to("cuda")
         rounded, _ = ops.cast(cuda.to_device(images.astype(np.float32)), dtype="bfloat16")
-        results = losses_and_gradients(model, rounded, cuda.to_device(labels), OfWidened)
+        results = losses_and_gradients(model, rounded, cuda.to_device(labels))
         results = [cuda.to_host(result) for result in results]
     assert abs(results[0] - expected[0]) < 1e-2 * expected[0]
     for result, right in zip(results, expected, strict=True):
         assert result.dtype == np.float32
         assert np.linalg.norm(result - right) < 0.4 * np.linalg.norm(right)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("fastfcn_encnet_resnet50", {**RESNET, "codewords": 3}), ("gscnn_resnet50", RESNET)],
+)
+def test_operators_without_bfloat16_calculate_in_float32(machine, name, settings):
+    """The networks that have some of them: so deep and narrow that only their losses can be compared."""
+    images, labels = batch(machine, (17, 18))
+    expected = losses_and_gradients(network(name, **settings), images, labels)
+    with cuda.on(machine.devices[0]):
+        model = network(name, **settings).astype(np.float32).to("cuda")
+        rounded, _ = ops.cast(cuda.to_device(images.astype(np.float32)), dtype="bfloat16")
+        results = losses_and_gradients(model, rounded, cuda.to_device(labels))
+        results = [cuda.to_host(result) for result in results]
+    for result, right in zip(results, expected, strict=True):
+        assert result.dtype == np.float32 and np.isfinite(result).all()
+        if right.shape == ():
+            np.testing.assert_allclose(result, right, rtol=0.1)
 
 
 @pytest.mark.parametrize(

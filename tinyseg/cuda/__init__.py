@@ -197,11 +197,11 @@ def constant(table: np.ndarray) -> Array:
     """A small table on the GPU. It is kept, so that the next call with the same numbers copies nothing."""
     if device.current().is_recording:
         return to_device(table)  # the graph keeps it as long as it needs it
-    return _constant(device.current(), table.tobytes(), table.shape, table.dtype.str)
+    return _constant(device.current(), table.tobytes(), table.shape, table.dtype)
 
 
 @lru_cache(maxsize=1024)
-def _constant(machine: device.Device, content: bytes, shape: tuple[int, ...], dtype: str) -> Array:
+def _constant(machine: device.Device, content: bytes, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     return machine.upload(np.frombuffer(content, dtype).reshape(shape))
 
 

@@ -235,7 +235,7 @@ class EncodingModule(nn.Module):
     def forward(self, x: Input) -> tuple[Tensor, Tensor]:
         residuals = self.norm(self.encoding(self.conv(x)))  # N C K
         N, C, K = residuals.shape
-        mean = cuda.constant_like(np.full((K, 1), 1 / K), residuals.data)
+        mean = cuda.constant_like(np.full((K, 1), 1 / K), self.fc.weight.data)
         image = F.reshape(F.linear(residuals, mean), (N, C))
         gate = F.reshape(F.sigmoid(self.fc(image)), (N, 1, 1, C))
         return F.relu(F.add(x, F.mul(x, gate))), self.presence(image)

@@ -275,7 +275,7 @@ class GSCNN(SegmentationNetwork):
             by_image, _ = mul(by_image, weights.astype(by_image.dtype, copy=False))
         find = backend.choose(labels, numpy=mask_edges, numba=mask_edges, cuda=gpu_edges.mask_edges)
         edges = find(labels, ignore_label=pixel_loss.ignore_label)
-        edge_scores = outputs.edge_logits.data.reshape(edges.shape)
+        edge_scores = F.widened(outputs.edge_logits).data.reshape(edges.shape)
         at_edges = labels_above(edge_scores, EDGE_LOGIT, labels, ignored)
         terms = {
             "pixels": pixel_loss(outputs.logits, labels, by_image),

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyseg import cuda
 from tinyseg.backend import Array
+from tinyseg.ops.cast import cast_cuda
 
 _cuda = cuda.KernelFile(__file__)
 
@@ -27,7 +28,8 @@ def canny(images: Array, mean: Array, std: Array, *, low: float = 10.0, high: fl
     mean, std  NumPy arrays (C,): images * std + mean has values from 0 to 1
     low, high  thresholds on the sum of the two derivatives: a step of 1/255 gives 4
     """
-    images = cuda.contiguous(images)
+    stored = images.dtype
+    images = cuda.contiguous(cast_cuda(images, cuda.real(stored)))
     *shape, C = images.shape
     N, H, W = shape
     tables = [cuda.constant(np.asarray(table, np.float64)) for table in (mean, std)]
@@ -36,4 +38,4 @@ def canny(images: Array, mean: Array, std: Array, *, low: float = 10.0, high: fl
     states, edges = cuda.empty(shape, np.dtype(np.int32)), cuda.empty(shape, images.dtype)
     _cuda.launch("thin", u, v, u.size, H, W, low, high, states, threads=u.size)
     _cuda.launch("connect", H, W, states, edges, blocks=N)
-    return edges
+    return cast_cuda(edges, stored)
