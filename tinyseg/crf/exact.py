@@ -24,7 +24,7 @@ BLOCK_BYTES = 1 << 25  # of K are held at a time
 
 _cuda = cuda.KernelFile(__file__)
 
-THREADS, TILE, LABELS = 128, 32, 8  # of a block: its points, those that it looks at, and its columns
+THREADS, TILE, LABELS = 128, 32, 8  # of a block, as in exact.cu: its points, those that it looks at, its columns
 
 
 class ExactFilter(Filter):

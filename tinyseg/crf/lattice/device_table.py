@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 _cuda = cuda.KernelFile(__file__)
 
+# The same numbers stand in device_table.cu.
 TILE = 4096  # entries of a block
 DIGIT = 6  # bits
 VALUES = 1 << DIGIT
+
 MOST = 1 << 30  # entries: their vertices and runs together are counted in 31 bits
 INT = np.dtype(np.int32)
 
