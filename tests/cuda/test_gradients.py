@@ -41,7 +41,7 @@ class OnDevice:
             gradients = self.operator_backward(cuda.to_device(dy), cache)
             if not isinstance(gradients, tuple):
                 return cuda.to_host(gradients)
-            return tuple(None if gradient is None else cuda.to_host(gradient) for gradient in gradients)
+            return tuple(cuda.to_host(gradient) for gradient in gradients)
 
 
 def _placed(option):
