@@ -11,16 +11,19 @@ import hashlib
 import re
 import shutil
 import subprocess
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from tinyseg.cuda import CudaError, Memory
+from tinyseg import cuda
+from tinyseg.cuda import CudaError
 from tinyseg.cuda.signature import Signature, signatures
 
 GUARD = 4096  # bytes before and after each array
+UNIT = 512  # bytes: the pieces in which CuPy hands out memory
 POISON = 0xFF  # in every byte of new memory: NaN, or the largest integer
 ORDERS = ("forward", "backward", "shuffled")
 OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-w")
@@ -32,22 +35,27 @@ LAUNCHED: set[tuple[str, tuple, str]] = set()
 """The file, the configuration (names and values, as text) and the name of each kernel that has run."""
 
 
-class Block:
-    """Some memory, with guard bands that nobody may write to."""
+class Place:
+    """Some bytes, with guard bands that nobody may write to."""
 
     def __init__(self, size: int):
-        self.memory = np.full(size + 2 * GUARD + 32, POISON, np.uint8)
+        whole = np.full(size + 2 * GUARD + 32, POISON, np.uint8)
         # At 16 bytes from a 32-byte boundary: a kernel may count on 16, and not on more.
-        self.first = GUARD + (16 - (self.memory.ctypes.data + GUARD)) % 32
-        self.size = size
-
-    @property
-    def bytes(self) -> np.ndarray:
-        return self.memory[self.first : self.first + self.size]
+        first = GUARD + (16 - (whole.ctypes.data + GUARD)) % 32
+        self.before, self.bytes, self.after = whole[:first], whole[first : first + size], whole[first + size :]
 
     def is_intact(self) -> bool:
-        before, after = self.memory[: self.first], self.memory[self.first + self.size :]
-        return bool((before == POISON).all() and (after == POISON).all())
+        return bool((self.before == POISON).all() and (self.after == POISON).all())
+
+
+class Block:
+    """Memory that an array was given, for itself and its views. When they are gone, another array may have it."""
+
+    def __init__(self, place: Place):
+        self.place = place
+
+    def is_intact(self) -> bool:
+        return self.place.is_intact()
 
 
 class HostArray:
@@ -96,31 +104,58 @@ class HostArray:
 
     def _copied(self, dtype):
         result = allocate(self.shape, dtype)
-        started(lambda: np.copyto(result.values, self.values, casting="unsafe"))
+        copy(result, self)
         return result
 
 
+def copy(target: HostArray, source: HostArray) -> None:
+    to, values = target.values, source.values  # not the arrays: what is recorded does not keep them
+    started(lambda: np.copyto(to, values, casting="unsafe"))
+
+
 def allocate(shape, dtype) -> HostArray:
-    dtype = np.dtype(dtype)
-    block = Block(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-    if RECORDING:
-        RECORDING[0].memory.append(block)
-    return HostArray(block, block.bytes.view(dtype).reshape(shape))
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return in_block(RECORDING[0].block(size) if RECORDING else Block(Place(size)), shape, dtype)
+
+
+def in_block(block: Block, shape, dtype) -> HostArray:
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return HostArray(block, block.place.bytes[:size].view(dtype).reshape(shape))
 
 
 def upload(array: np.ndarray) -> HostArray:
-    result = allocate(array.shape, array.dtype)
+    place = Place(array.nbytes)  # for a graph, too: it holds a constant, which no other array may overwrite
+    if RECORDING:
+        RECORDING[0].places.append(place)
+    result = in_block(Block(place), array.shape, array.dtype)
     result.values[...] = array
     return result
 
 
 class Recorded:
-    """A graph: what was started while it was recorded, to be done at each launch; and the memory for it, which
-    kernels find by addresses in tables even where nobody holds the arrays any longer."""
+    """A graph: what was started while it was recorded, to be done at each launch.
+
+    It keeps the memory for that, which kernels find by addresses in tables even where nobody holds the arrays any
+    longer. As on a GPU, memory of an array that is gone is given to the next one; there is poison in it then.
+    """
 
     def __init__(self):
         self.work: list[Callable[[], None]] = []
-        self.memory: list[Block] = []
+        self.places: list[Place] = []
+        self.free: list[Place] = []
+
+    def block(self, size: int) -> Block:
+        fitting = [place for place in self.free if place.bytes.size >= size]
+        if fitting:
+            place = min(fitting, key=lambda place: place.bytes.size)
+            self.free.remove(place)
+        else:
+            place = Place(-(-size // UNIT) * UNIT)
+            self.places.append(place)
+        self.work.append(lambda: place.bytes.fill(POISON))
+        block = Block(place)
+        weakref.finalize(block, self.free.append, place).atexit = False
+        return block
 
     def launch(self) -> None:
         for work in self.work:
@@ -173,7 +208,7 @@ class HostGpu:
             assert not RECORDING, "numbers of the host would be written once only"
             np.copyto(target.values, source)
         else:
-            started(lambda: np.copyto(target.values, source.values))
+            copy(target, source)
 
     @property
     def is_recording(self) -> bool:
@@ -193,20 +228,25 @@ class HostGpu:
     def address(self, array) -> int:
         return array.values.ctypes.data
 
-    def memory(self) -> Memory:
-        return Memory(0, 0, 0, 0)
+    def memory(self) -> cuda.Memory:
+        return cuda.Memory(0, 0, 0, 0)
 
     def load(self, text: str, name: str):
         configuration = tuple(re.findall(r"^#define (\w+) (.*)$", text.partition("#line")[0], re.MULTILINE))
         return name, configuration, _compiled(text, name, self.folder)
 
     def run(self, module, kernel: Signature, grid, shared, values) -> None:
-        started(lambda: self._run(module, kernel, grid, shared, values))
+        slots = [_slot(self, value) for value in values]
+        written = [
+            (f"{parameter.name} {value.shape}", value.block.place)
+            for parameter, value in zip(kernel.parameters, values, strict=True)
+            if isinstance(value, HostArray)
+        ]
+        started(lambda: self._run(module, kernel, grid, shared, slots, written))
 
-    def _run(self, module, kernel: Signature, grid, shared, values) -> None:
+    def _run(self, module, kernel: Signature, grid, shared, slots, written) -> None:
         name, configuration, library = module
         LAUNCHED.add((name, configuration, kernel.name))
-        slots = [_slot(self, value) for value in values]
         pointers = (ctypes.c_void_p * len(slots))(*(slot.ctypes.data for slot in slots))
         launch = (ctypes.c_int * 6)(*grid, kernel.threads, shared, ORDERS.index(self.order))
         run = getattr(library, f"host_{kernel.name}")
@@ -214,9 +254,9 @@ class HostGpu:
         problem = run(launch, pointers)
         if problem is not None:
             raise CudaError(f"{kernel.name}: {problem.decode()}")
-        for parameter, value in zip(kernel.parameters, values, strict=True):
-            if isinstance(value, HostArray) and not value.block.is_intact():
-                raise CudaError(f"{kernel.name} wrote outside of {parameter.name} {value.shape}")
+        for array, place in written:
+            if not place.is_intact():
+                raise CudaError(f"{kernel.name} wrote outside of {array}")
 
 
 def _slot(machine: HostGpu, value) -> np.ndarray:

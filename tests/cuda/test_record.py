@@ -39,6 +39,17 @@ def test_an_array_of_the_host_is_a_constant_of_the_graph(device):
     np.testing.assert_array_equal(cuda.to_host(y), [10, -200])
 
 
+def test_constants_do_not_lie_where_other_arrays_were(device):
+    x = cuda.to_device(np.ones(64))
+    ops.mul(x, x)
+    with cuda.record() as graph:
+        ops.mul(x, x)  # gone at once: its memory is free for the next array, and each launch writes to it
+        y, _ = ops.mul(x, cuda.constant(np.full(64, 7.0)))
+    for _ in range(2):
+        graph.launch()
+        np.testing.assert_array_equal(cuda.to_host(y), np.full(64, 7.0))
+
+
 def test_nothing_is_read_while_recording(device):
     x = cuda.to_device(np.ones(2))
     ops.relu(x)
