@@ -259,7 +259,8 @@ def test_gradients_of_weights(batches, stored, name):
 
 def test_sums(batches, stored):
     batches.need(1)
-    x = batches.pair(8, stored) + stored.type(0.25)
+    x = batches.pair(8, stored)
+    x[1] = x[1] + stored.type(3)  # so that one image among hundreds makes a difference
     count = batches.count(x[0].nbytes)
     batch, each = batches.stack(x, count), numbers(x).astype(np.float64).reshape(2, -1, 8).sum(axis=1)
     height, width, real = *x.shape[1:3], np.dtype(np.float32)
@@ -300,8 +301,8 @@ def test_batch_norm_with_the_statistics_of_the_batch(batches, stored, relu):
     pixels = count * x.shape[1] * x.shape[2]
     assert_close(cache.mean, mean(wide))
     assert_close(cache.var, deviation**2 - 1e-5)
-    assert_close(dbeta, pixels * mean(g), stored)
-    assert_close(dgamma, pixels * mean(g * normalised), stored)
+    assert_close(dbeta, pixels * mean(g))
+    assert_close(dgamma, pixels * mean(g * normalised))
     for end in (0, -1):
         assert_close(y[end], right[end] * passes[end], stored)
         assert_close(dx[end], slope[end], stored)
@@ -328,6 +329,7 @@ def test_losses(batches, name):
     """Against a batch of two in which the first image weighs as much as all its copies."""
     batches.need(5)
     logits = batches.pair(8, np.float32)
+    logits[1] = 3 * logits[1] + 1  # so that one image among hundreds makes a difference
     targets = batches.rng.integers(0, 8, logits.shape[:3])
     if name == "bce_with_logits":
         targets = (batches.rng.random(logits.shape) < 0.3).astype(np.float32)
