@@ -1,9 +1,11 @@
 """The CUDA kernels of adaptive and global pooling."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from tinyseg import ops
+from tinyseg import cuda, ops
 
 CASES = [((2, 5, 7, 3), (2, 3)), ((1, 3, 2, 8), (5, 4)), ((2, 9, 4, 1), (9, 4)), ((3, 6, 11, 33), (1, 1))]
 
@@ -31,3 +33,11 @@ def test_global_pooling(machine, stored, kind):
 def test_the_first_of_equal_maxima_and_the_first_nan(machine, stored):
     x = np.array([1, 3, 3, 3, 0, 3, np.nan, 1, np.nan, 2, 1, 1], stored).reshape(1, 3, 4, 1)
     machine.agree(lambda x: ops.adaptive_max_pool2d(x, (2, 2))[1].position, x)
+
+
+def test_an_image_whose_positions_do_not_fit(host):
+    with cuda.on(host()):
+        x: Any = cuda.to_device(np.zeros((1, 1, 1, 1), np.float32))
+        x.values = np.broadcast_to(x.values, (1, 2**16, 2**15, 1))
+        with pytest.raises(OverflowError, match="fewer than 2\\^31 pixels, got 65536 x 32768; pool parts"):
+            ops.global_max_pool2d(x)

@@ -235,6 +235,10 @@ def _avg_backward_cuda(dy: Array, shape: tuple[int, ...]) -> Array:
 
 def _max_cuda(x: Array, size: tuple[int, int]) -> tuple[Array, Array]:
     (N, H, W, C), (P, Q) = x.shape, size
+    if _position_dtype(x.shape) != np.int32:
+        raise OverflowError(
+            f"max pooling on the GPU takes images of fewer than 2^31 pixels, got {H} x {W}; pool parts of them"
+        )
     maxima, y = cuda.empty((N, H, Q, C), x.dtype), cuda.empty((N, P, Q, C), x.dtype)
     positions, position = cuda.empty(maxima.shape, np.dtype(np.int32)), cuda.empty(y.shape, np.dtype(np.int32))
     _launch("row_maxima", maxima, (cuda.contiguous(x),), (H, W, Q), (maxima, positions))
