@@ -1,5 +1,7 @@
 """Edges on a GPU: those that tinyseg/data/edges.py finds."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,11 @@ def test_a_long_weak_edge_hangs_on_one_strong_pixel(machine):
     image[0, 2:6, 2:6] = 1
     found, *_ = machine.agree(canny_edges([0.0], [1.0]), image)
     assert found[0, 34:].sum() > 30
+
+
+def test_an_image_whose_pixels_cannot_be_numbered(host):
+    with cuda.on(host()):
+        images: Any = cuda.to_device(np.zeros((1, 1, 1, 3), np.float32))
+        images.values = np.broadcast_to(images.values, (1, 2**16, 2**15, 3))
+        with pytest.raises(OverflowError, match="fewer than 2\\^31 pixels, got 65536 x 32768; cut them"):
+            edges.canny(images, np.zeros(3), np.ones(3))

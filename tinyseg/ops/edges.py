@@ -28,10 +28,11 @@ def canny(images: Array, mean: Array, std: Array, *, low: float = 10.0, high: fl
     mean, std  NumPy arrays (C,): images * std + mean has values from 0 to 1
     low, high  thresholds on the sum of the two derivatives: a step of 1/255 gives 4
     """
-    stored = images.dtype
-    images = cuda.contiguous(cast_cuda(images, cuda.real(stored)))
-    *shape, C = images.shape
+    stored, (*shape, C) = images.dtype, images.shape
     N, H, W = shape
+    if H * W >= 2**31 - 1:  # pixels are numbered from 1 on
+        raise OverflowError(f"canny on the GPU takes images of fewer than 2^31 pixels, got {H} x {W}; cut them")
+    images = cuda.contiguous(cast_cuda(images, cuda.real(stored)))
     tables = [cuda.constant(np.asarray(table, np.float64)) for table in (mean, std)]
     u, v = (cuda.empty(shape, np.dtype(np.float64)) for _ in range(2))
     _cuda.launch("sobel", images, *tables, u.size, H, W, C, u, v, threads=u.size)
