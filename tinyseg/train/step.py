@@ -8,8 +8,8 @@ network's kernels take less time than it takes to start them. Then the step can 
     step 2 ..   the batch is written into the arrays that the recording reads, and the graph is launched
 
 What changes from step to step is on the GPU too: learning rates (`Optimiser.advance` writes them), the number of
-the step, the counts behind dropout's masks, running averages. A batch of another size than the recorded one takes
-the usual way.
+the step, the counts behind dropout's masks, running averages. A batch of another size than the recorded one, or
+several batches for one step, take the usual way.
 
 With mixed precision the network holds its activations in bfloat16, for half the memory and traffic. Parameters and
 their gradients, the statistics of normalisation and the losses stay float32. bfloat16 has the range of float32, so
@@ -69,7 +69,7 @@ class Steps:
     """Takes the steps of a run.
 
     clip    longest gradient, or None
-    record  as a CUDA graph, which is for networks on a GPU and steps of one batch
+    record  as a CUDA graph, which is for networks on a GPU; steps of several batches take the usual way
     mixed   with activations in bfloat16, which is for networks on a GPU
     """
 
@@ -89,7 +89,8 @@ class Steps:
 
     def take(self, group: Sequence[Batch], number: int) -> Outcome:
         """Change the weights once, by the mean gradient of some batches. The first has this number in the run."""
-        if self._recorded is not None and self._recorded.takes(group[0]):
+        alone = len(group) == 1
+        if self._recorded is not None and alone and self._recorded.takes(group[0]):
             _write(self._recorded.batch, group[0])
             cuda.write(self._recorded.number, np.array(number, np.uint64))
             self.optimiser.advance()
@@ -98,7 +99,7 @@ class Steps:
         found = self._gradients(group, number)
         self.optimiser.step()
         outcome = found.read()
-        if self.record and self._recorded is None:
+        if self.record and alone and self._recorded is None:
             self._recorded = self._recording(group[0], number)
         return outcome
 
