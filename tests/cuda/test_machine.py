@@ -118,6 +118,10 @@ def test_memory_that_is_full(with_driver):
         cuda.OutOfMemory, match=r"memory is full .3.00 GiB in arrays.*0.25 of 4.00.*: take a smaller batch"
     ):
         Gpu().empty((4,), np.dtype(np.float32))
+    gpu = Gpu()
+    gpu._recorded = types.SimpleNamespace()
+    with pytest.raises(cuda.OutOfMemory, match=r"smaller images, do without a CUDA graph, or end other programs"):
+        gpu.empty((4,), np.dtype(np.float32))
     pool.freed = False  # what the pool keeps is given back, and the second attempt finds room
     assert Gpu().empty((3,), np.dtype(np.float32)) == "an array"
     assert issubclass(cuda.OutOfMemory, MemoryError)

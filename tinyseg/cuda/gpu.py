@@ -135,9 +135,10 @@ class Gpu:
         try:
             return make()
         except self.cupy.cuda.memory.OutOfMemoryError as error:
+            without = " do without a CUDA graph," if self.is_recording else ""
             raise OutOfMemory(
-                f"the GPU's memory is full ({self.memory()}): take a smaller batch or smaller crops, or end other "
-                "programs that use the GPU (`nvidia-smi` lists them)"
+                f"the GPU's memory is full ({self.memory()}): take a smaller batch or smaller images,{without} "
+                "or end other programs that use the GPU (`nvidia-smi` lists them)"
             ) from error
 
     # ------------------------------------------------------------------------------------------------ kernels
