@@ -417,10 +417,10 @@ def test_clipping(batches):
         assert_close(parameter.grad[end], slopes[end] / right)
 
 
-# ---------------------------------------------------------------------------------------------------- the lattice
+# --------------------------------------------------------------------------------------------- filters of the CRF
 
 
-def test_lattice(batches):
+def test_lattice_filter(batches):
     """Many labels, all of them the same; and more vertices than points."""
     batches.need(6)
     points = 1024 if batches.is_real else 40
@@ -433,3 +433,19 @@ def test_lattice(batches):
     for point in (0, points // 2, points - 1):
         row = cuda.to_host(y[point])
         np.testing.assert_array_equal(row, np.full_like(row, right[point, 0]))
+
+
+def test_local_filter(batches):
+    """Its weights, one for each pixel and each place in the window, are the large array."""
+    batches.need(2)
+    window = 21 if batches.is_real else 7
+    features, x = batches.pair(3, np.float32), batches.pair(4, np.float32)
+    height, width = batches.size
+
+    def filtered(features, x):
+        kernel = crf.LocalFilter(features.reshape(-1, 3), size=(len(x) * height, width), window=window)
+        return kernel.apply(x.reshape(-1, 4)).reshape(1, -1, width, 4)
+
+    count = batches.count(4 * height * width * window**2)
+    result = filtered(batches.stack(features, count), batches.stack(x, count))
+    equal(result, filtered(cuda.to_device(features), cuda.to_device(x)))
