@@ -1,8 +1,10 @@
 """What is said where something is missing that kernels need."""
 
 import contextlib
+import gc
 import importlib.util
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -213,6 +215,18 @@ def test_arrays_without_axes_are_uploaded_by_plain_copies(gpu):
         np.testing.assert_array_equal(uploaded, array)
 
 
+class Allocator:
+    """A pool of memory, which never keeps any."""
+
+    def __init__(self, malloc=None):
+        self.malloc = malloc or object()
+
+
+class Allocated:
+    def __init__(self, size):
+        self.size = size
+
+
 class Stream:
     """A stream that can be recorded, once the memory of earlier kernels is given back."""
 
@@ -237,7 +251,8 @@ def recording(gpu):
     log: list[str] = []
     stream = Stream(log, None)
     gpu.cupy.cuda.Stream = lambda non_blocking: stream
-    gpu.cupy.cuda.MemoryPool = lambda: types.SimpleNamespace(malloc=None)
+    gpu.cupy.cuda.MemoryPool = Allocator
+    gpu.cupy.cuda.Memory, gpu.cupy.cuda.MemoryPointer = Allocated, lambda memory, offset: memory
     gpu.cupy.cuda.using_allocator = lambda _: contextlib.nullcontext()
     gpu.cupy.cuda.runtime.deviceSynchronize = lambda: log.append("synchronised")
     pool = types.SimpleNamespace(free_all_blocks=lambda: log.append("memory given back"))
@@ -271,13 +286,22 @@ def test_constants_of_a_graph_have_memory_of_their_own(recording):
 
     made = []
     gpu.cupy.cuda.using_allocator, gpu.cupy.empty = using, empty
-    gpu.cupy.cuda.MemoryPool = lambda: types.SimpleNamespace(malloc=object())
     with gpu.record() as graph:
         gpu.empty((2,), np.dtype(np.float32))
         constant = gpu.upload(np.array([1.0, 2.0]))
         gpu.empty((2,), np.dtype(np.float32))
     assert made == [graph.pool.malloc, graph.pool_of_constants.malloc, graph.pool.malloc]
     np.testing.assert_array_equal(constant.values, [1, 2])
+
+
+def test_memory_of_a_graph_is_kept_as_long_as_the_graph(recording):
+    gpu, _, _ = recording
+    with gpu.record() as graph:
+        memory = weakref.ref(graph.pool.malloc(512))
+    assert memory().size == 512
+    del graph
+    gc.collect()
+    assert memory() is None
 
 
 def test_graphs_that_fail(recording):

@@ -134,7 +134,8 @@ def record() -> contextlib.AbstractContextManager[Graph]:
     Starting a kernel costs the host some microseconds, a graph of hundreds hardly more than one. The kernels work
     on the arrays that they were recorded with, at their places: whatever differs from launch to launch has to be
     written there. An array of the host that is copied to the GPU inside the block is a constant of the graph, and
-    nothing can be copied to the host. Run the same once before, so that the kernels are compiled.
+    nothing can be copied to the host. Run the same once before, so that the kernels are compiled. Arrays that are
+    made inside the block lie in the graph's memory, and go with it.
     """
     return device.current().record()
 

@@ -213,7 +213,7 @@ class Recorded:
 
     def __init__(self, gpu: Gpu):
         self.gpu = gpu
-        self.pool, self.pool_of_constants = gpu.cupy.cuda.MemoryPool(), gpu.cupy.cuda.MemoryPool()
+        self.pool, self.pool_of_constants = _pool_that_keeps(gpu.cupy), gpu.cupy.cuda.MemoryPool()
         self.graph: Any = None
         self._constants: list[tuple[Array, np.ndarray]] = []
 
@@ -231,6 +231,18 @@ class Recorded:
     def launch(self) -> None:
         with _explained("the CUDA graph could not be started", "run without one"):
             self.graph.launch()
+
+
+def _pool_that_keeps(cupy: Any) -> Any:
+    """A pool whose memory goes with it. CuPy's own give back what is free for now when there is no room for more,
+    also what kernels that are recorded already will write to."""
+    kept = []
+
+    def allocate(size: int) -> Any:
+        kept.append(cupy.cuda.Memory(size))
+        return cupy.cuda.MemoryPointer(kept[-1], 0)
+
+    return cupy.cuda.MemoryPool(allocate)
 
 
 @contextlib.contextmanager
