@@ -58,6 +58,13 @@ def test_nothing_is_read_while_recording(device):
     np.testing.assert_array_equal(cuda.to_host(ops.relu(x)[0]), [1, 1])  # and all goes on as before
 
 
+def test_numbers_of_the_host_are_not_recorded(device):
+    """A GPU would read them again at each launch, from where they no longer are."""
+    x = cuda.to_device(np.ones(2))
+    with pytest.raises(CudaError, match="written before a graph is launched"), cuda.record():
+        cuda.write(x, np.zeros(2))
+
+
 def test_an_upload_is_there_once_it_is_finished(device):
     first, second = (cuda.start_upload(np.full(5, value)) for value in (1.0, 2.0))
     cuda.finish_uploads()

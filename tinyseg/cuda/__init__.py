@@ -108,6 +108,10 @@ def write(target: Array, source: Array) -> None:
             raise TypeError(f"write: the arrays must have one type, got {target.dtype} and {source.dtype}")
         if not target.flags.c_contiguous:
             raise ValueError(f"write: an array on the GPU must be C-contiguous, got strides {target.strides}")
+        if device.current().is_recording and not on_gpu(source):
+            raise CudaError(
+                "write: numbers of the host are written before a graph is launched, not recorded into it"
+            )
         device.current().write(target, contiguous(source) if on_gpu(source) else source)
     else:
         target[...] = source
