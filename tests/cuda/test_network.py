@@ -71,6 +71,17 @@ def test_training(machine, name, settings, size):
     assert all(result.any() for result in results if result.size > 1)
 
 
+def in_bfloat16_and_exactly(machine, name, settings, size):
+    """The losses and gradients of a step with activations in bfloat16, and those in float64."""
+    images, labels = batch(machine, size)
+    with cuda.on(machine.devices[0]):
+        model = network(name, **settings).astype(np.float32).to("cuda")
+        rounded, _ = ops.cast(cuda.to_device(images.astype(np.float32)), dtype="bfloat16")
+        results = losses_and_gradients(model, rounded, cuda.to_device(labels))
+        results = [cuda.to_host(result) for result in results]
+    return results, losses_and_gradients(network(name, **settings), images, labels)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "size"),
     [
@@ -84,13 +95,7 @@ def test_activations_in_bfloat16(machine, bfloat16, name, settings, size):
     Not very near: some of the few numbers that a ReLU sees are so near to 0 that rounding switches it. In float64,
     rounding the results of all convolutions changes these gradients as much, by up to a fifth.
     """
-    images, labels = batch(machine, size)
-    expected = losses_and_gradients(network(name, **settings), images, labels)
-    with cuda.on(machine.devices[0]):
-        model = network(name, **settings).astype(np.float32).to("cuda")
-        rounded, _ = ops.cast(cuda.to_device(images.astype(np.float32)), dtype="bfloat16")
-        results = losses_and_gradients(model, rounded, cuda.to_device(labels))
-        results = [cuda.to_host(result) for result in results]
+    results, expected = in_bfloat16_and_exactly(machine, name, settings, size)
     assert abs(results[0] - expected[0]) < 1e-2 * expected[0]
     for result, right in zip(results, expected, strict=True):
         assert result.dtype == np.float32
@@ -101,15 +106,9 @@ def test_activations_in_bfloat16(machine, bfloat16, name, settings, size):
     ("name", "settings"),
     [("fastfcn_encnet_resnet50", {**RESNET, "codewords": 3}), ("gscnn_resnet50", RESNET)],
 )
-def test_operators_without_bfloat16_calculate_in_float32(machine, name, settings):
+def test_operators_without_bfloat16_calculate_in_float32(machine, bfloat16, name, settings):
     """The networks that have some of them: so deep and narrow that only their losses can be compared."""
-    images, labels = batch(machine, (17, 18))
-    expected = losses_and_gradients(network(name, **settings), images, labels)
-    with cuda.on(machine.devices[0]):
-        model = network(name, **settings).astype(np.float32).to("cuda")
-        rounded, _ = ops.cast(cuda.to_device(images.astype(np.float32)), dtype="bfloat16")
-        results = losses_and_gradients(model, rounded, cuda.to_device(labels))
-        results = [cuda.to_host(result) for result in results]
+    results, expected = in_bfloat16_and_exactly(machine, name, settings, (17, 18))
     for result, right in zip(results, expected, strict=True):
         assert result.dtype == np.float32 and np.isfinite(result).all()
         if right.shape == ():

@@ -97,7 +97,7 @@ def test_a_recorded_run_gives_the_same_bits(tmp_path, device, network):
     assert rows == graph_rows
 
 
-def test_activations_in_bfloat16(tmp_path, device):
+def test_activations_in_bfloat16(tmp_path, device, bfloat16):
     """Weights are trained as float32, near to where they go without mixed precision; and it can be recorded."""
     runs = {"whole": ["float32"], "mixed": ["bfloat16"], "graph": ["bfloat16", "train.cuda_graph=true"]}
     for name, (precision, *changes) in runs.items():
