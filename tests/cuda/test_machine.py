@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.util
+import sys
 import types
 import weakref
 
@@ -23,7 +24,7 @@ def with_driver(monkeypatch):
         monkeypatch.setattr(machine, "driver", lambda: machine.Driver(cuda, devices))
         found = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: cupy if name == "cupy" else found(name))
-        monkeypatch.setitem(__import__("sys").modules, "cupy", cupy)
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
 
     return pretend
 
@@ -302,6 +303,66 @@ def test_memory_of_a_graph_is_kept_as_long_as_the_graph(recording):
     del graph
     gc.collect()
     assert memory() is None
+
+
+def test_uploads_wait_for_kernels_and_kernels_for_uploads(gpu, monkeypatch):
+    gpu, _ = gpu
+    log: list = []
+
+    class Queue:
+        """A stream that notes what it is told."""
+
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            log.append(f"{self.name} is current")
+
+        def __exit__(self, *_):
+            log.append("kernels is current")
+
+        def record(self):
+            events.append(types.SimpleNamespace(number=len(events), done=False))
+            return events[-1]
+
+        def wait_event(self, event):
+            log.append(f"{self.name} wait for event {event.number}")
+
+    class Target(CupyArray):
+        def set(self, array, stream):
+            log.append(f"copied in {stream.name}")
+            pinned.append(weakref.ref(array))
+            super().set(array)
+
+    def empty(shape, dtype):
+        log.append("memory")
+        return Target(shape, dtype)
+
+    class Pinned(np.ndarray):
+        """Can be referred to weakly."""
+
+    events, pinned = [], []
+    kernels = Queue("kernels")
+    gpu.cupy.cuda.get_current_stream = lambda: kernels
+    gpu.cupy.cuda.Stream = lambda non_blocking: Queue("copies")
+    gpu.cupy.empty = empty
+    monkeypatch.setitem(sys.modules, "cupyx", types.SimpleNamespace(empty_pinned=Pinned))
+    uploaded = gpu.start_upload(np.arange(3.0))
+    assert log == [
+        "copies wait for event 0",  # of the kernels that may still read what was there
+        "copies is current",
+        "memory",
+        "copied in copies",
+        "kernels is current",
+    ]
+    np.testing.assert_array_equal(uploaded.values, [0, 1, 2])
+    gpu.start_upload(np.arange(2.0))
+    gpu.finish_uploads()
+    assert log[-1] == "kernels wait for event 3"  # that of the second copy, which comes after the first
+    assert pinned[0]() is not None
+    events[1].done = True
+    gpu.start_upload(np.arange(1.0))
+    assert pinned[0]() is None and pinned[1]() is not None
 
 
 def test_graphs_that_fail(recording):
