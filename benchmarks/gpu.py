@@ -158,7 +158,7 @@ def run_tests(report: Report, budget: Budget, selection: Sequence[str] = ("tests
         xml = Path(folder, "tests.xml")
         options = ["-m", "gpu", "--require-gpu", "-q", "--continue-on-collection-errors", f"--junitxml={xml}"]
         command = [sys.executable, "-m", "pytest", *options, *selection]
-        process = subprocess.Popen(command, cwd=ROOT)
+        process = subprocess.Popen(command, cwd=ROOT, preexec_fn=_heed_interrupts)
         finished = True
         try:
             process.wait(budget.left)
@@ -177,6 +177,11 @@ def run_tests(report: Report, budget: Budget, selection: Sequence[str] = ("tests
     report.put_part("tests", {"command": "pytest " + " ".join(options[:3]), "finished": finished, **counts})
     print({name: value for name, value in counts.items() if name != "failures"}, flush=True)
     return Outcome(finished, bool(counts["passed"]) and not counts["failures"])
+
+
+def _heed_interrupts() -> None:
+    """A job in a shell's background ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def summary_of_tests(xml: Path) -> dict[str, Any]:
