@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+import ahead
 import host_gpu
 import numpy as np
 import pytest
@@ -99,8 +101,7 @@ def host(request, tmp_path_factory) -> Callable[..., host_gpu.HostGpu]:
     """host(order): a GPU played by this computer."""
     if host_gpu.compiler() is None:
         pytest.skip("kernels run on the host through g++, which is not installed")
-    cache = getattr(request.config, "cache", None)  # there is none with -p no:cacheprovider
-    folder = cache.mkdir("cuda-on-the-host") if cache else tmp_path_factory.mktemp("cuda-on-the-host")
+    folder = host_folder(request.config) or tmp_path_factory.mktemp("cuda-on-the-host")
     return lambda order="forward": host_gpu.HostGpu(folder, order)
 
 
@@ -127,5 +128,22 @@ def cuda_problem() -> str | None:
     return machine.problem()
 
 
+def host_folder(config: pytest.Config) -> Path | None:
+    """Where libraries of kernels stay from run to run. There is none with -p no:cacheprovider."""
+    cache = getattr(config, "cache", None)
+    return cache.mkdir("cuda-on-the-host") if cache else None
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.name == LAST)  # it looks at what the others did
+
+
+def pytest_collection_finish(session):
+    if any(item.name == LAST for item in session.items) and not session.config.option.collectonly:
+        from test_compile import compile_ahead
+
+        compile_ahead(host_folder(session.config))
+
+
+def pytest_sessionfinish():
+    ahead.end()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import ahead
 import numpy as np
 
 from tinyseg import cuda
@@ -232,7 +233,7 @@ class HostGpu:
 
     def load(self, text: str, name: str):
         configuration = tuple(re.findall(r"^#define (\w+) (.*)$", text.partition("#line")[0], re.MULTILINE))
-        return name, configuration, _compiled(text, name, self.folder)
+        return name, configuration, _loaded(text, name, self.folder)
 
     def run(self, module, kernel: Signature, grid, shared, values) -> None:
         slots = [_slot(self, value) for value in values]
@@ -269,24 +270,29 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def _compiled(text: str, name: str, folder: Path) -> ctypes.CDLL:
+def _loaded(text: str, name: str, folder: Path) -> ctypes.CDLL:
+    if text not in HostGpu.libraries:
+        path = ahead.result((name, text), compiled, text, name, folder)
+        HostGpu.libraries[text] = ctypes.CDLL(str(path))
+    return HostGpu.libraries[text]
+
+
+def compiled(text: str, name: str, folder: Path) -> Path:
+    """The library made of a source text, in this folder; it stays there for the next time."""
     here = Path(__file__).parent
     wrappers = "\n".join(_wrapper(signature) for signature in signatures(text, name).values())
     whole = f'{(here / "host.hpp").read_text()}\n{text}\n#line 1 "wrappers"\n{wrappers}\n'
-    key = hashlib.sha256(repr((whole, OPTIONS)).encode()).hexdigest()
-    if key not in HostGpu.libraries:
-        library = folder / f"{name}-{key[:16]}.so"
-        if not library.exists():
-            source = library.with_suffix(".cpp")
-            source.write_text(whole)
-            partial = library.with_suffix(".partial")
-            command = [compiler() or "g++", *OPTIONS, str(source), "-o", str(partial)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise CudaError(f"{name} does not compile on the host:\n{done.stderr}")
-            partial.replace(library)
-        HostGpu.libraries[key] = ctypes.CDLL(str(library))
-    return HostGpu.libraries[key]
+    library = folder / f"{name}-{hashlib.sha256(repr((whole, OPTIONS)).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        source = library.with_suffix(".cpp")
+        source.write_text(whole)
+        partial = library.with_suffix(".partial")
+        command = [compiler() or "g++", *OPTIONS, str(source), "-o", str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise CudaError(f"{name} does not compile on the host:\n{done.stderr}")
+        partial.replace(library)
+    return library
 
 
 def _wrapper(kernel: Signature) -> str:

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import ahead
 import host_gpu
 import pytest
 
@@ -57,28 +58,53 @@ def usages(log: str) -> dict[str, Usage]:
     return found
 
 
-@pytest.fixture(scope="module")
-def compiler() -> None:
+def nvrtc_problem() -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             nvrtc.version()
         except CudaError as error:
-            pytest.skip(f"kernels are not compiled for GPUs: {error}")
+            return str(error)
+    return None
+
+
+@pytest.fixture(scope="module")
+def compiler() -> None:
+    problem = nvrtc_problem()
+    if problem is not None:
+        pytest.skip(f"kernels are not compiled for GPUs: {problem}")
+
+
+def compile_ahead(folder: Path | None) -> None:
+    """Begin all that the tests of this folder have compilers do: for the host into this folder, and for GPUs."""
+    has_nvrtc, has_host = nvrtc_problem() is None, folder is not None and host_gpu.compiler() is not None
+    for file in sorted(FILES, key=lambda file: file.path.name):
+        for configuration in file.configurations():
+            text, name = file.source(configuration), file.path.name
+            if has_host:
+                ahead.begin((name, text), host_gpu.compiled, text, name, folder)
+            for capability in capabilities(file) if has_nvrtc else ():
+                ahead.begin((name, text, capability), nvrtc.compile, text, name, capability)
+
+
+def capabilities(file: kernels.KernelFile) -> list[int]:
+    """The generations of GPUs that a file is for: some have instructions that came with 8.0."""
+    return [capability for capability in SHARED if capability > 75 or not NEWER_THAN_75.search(file.text)]
 
 
 @pytest.mark.parametrize("capability", SHARED)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.path.stem)
 def test_every_configuration_keeps_to_its_budget(compiler, file, capability):
-    if capability == 75 and NEWER_THAN_75.search(file.text):
-        return  # it has instructions that came with 8.0
+    if capability not in capabilities(file):
+        return
     for configuration in file.configurations():
-        log = nvrtc.compile(file.source(configuration), file.path.name, capability).log
+        text, name = file.source(configuration), file.path.name
+        log = ahead.result((name, text, capability), nvrtc.compile, text, name, capability).log
         found = usages(log)
         assert found.keys() == file.kernels.keys()
-        for name, signature in file.kernels.items():
-            usage = found[name]
-            where = f"{name} {dict(configuration)} for {capability}: {usage}"
+        for kernel, signature in file.kernels.items():
+            usage = found[kernel]
+            where = f"{kernel} {dict(configuration)} for {capability}: {usage}"
             assert usage.stack == usage.spilled == 0, f"{where} needs local memory"
             assert usage.registers <= signature.register_budget, f"{where} needs more registers than its budget"
             room = SHARED[capability] * 1024
