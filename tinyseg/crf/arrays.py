@@ -8,7 +8,7 @@ from tinyseg.ops import sums
 
 _cuda = cuda.KernelFile(__file__)
 
-RANGE_BLOCKS = 128  # of 8 warps, for each column
+RANGE_BLOCKS = 128  # of 8 warps, for each column, at most
 
 
 def here(array: Array, like: Array, dtype: np.dtype | None = None) -> Array:
@@ -57,8 +57,9 @@ def ranges(x: Array) -> tuple[Array, Array]:
         low = np.array([column.min() for column in x.T], np.float64)
         return low, np.array([column.max() for column in x.T], np.float64)
     rows, columns = x.shape
-    found = cuda.empty((2, columns, 8 * RANGE_BLOCKS), np.dtype(np.float64))
-    _cuda.launch("column_ranges", cuda.contiguous(x), rows, columns, found, blocks=(RANGE_BLOCKS, columns))
+    blocks = min(RANGE_BLOCKS, -(-rows // 256))
+    found = cuda.empty((2, columns, 8 * blocks), np.dtype(np.float64))
+    _cuda.launch("column_ranges", cuda.contiguous(x), rows, columns, found, blocks=(blocks, columns))
     high, low = cuda.to_host(found).max(axis=2)
     return -low, high
 
