@@ -27,8 +27,7 @@ class PixelLoss:
         self.class_weights = _class_weights(settings, dataset)
 
     def __call__(self, logits: Tensor, labels: np.ndarray, weights: np.ndarray | None = None, /) -> Tensor:
-        if logits.data.dtype not in (np.float32, np.float64):
-            logits = F.cast(logits, dtype="float32")
+        logits = F.widened(logits)
         size = (logits.shape[1], logits.shape[2])
         labels = middle(labels, size)
         weights = None if weights is None else middle(weights, size).astype(logits.data.dtype, copy=False)
