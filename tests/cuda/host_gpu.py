@@ -60,8 +60,8 @@ class Block:
 
 
 class HostArray:
-    """An array "on the GPU". It has what operators may use of a CuPy array, and is no NumPy array: functions of
-    NumPy fail on it, as most do on CuPy's."""
+    """An array "on the GPU". It has what operators may use of a CuPy array: nothing that takes a kernel of CuPy's,
+    for which CuPy must find CUDA's headers. And it is no NumPy array: functions of NumPy fail on it."""
 
     __array_ufunc__ = None
     __array_priority__ = 1000.0
@@ -87,26 +87,18 @@ class HostArray:
         return len(self.values)
 
     def __getitem__(self, key):
-        return HostArray(self.block, self.values[key])
+        values = self.values[key]
+        if not isinstance(values, np.ndarray):  # one number, which for CuPy is an array, too
+            values = self.values[(*key, ...) if isinstance(key, tuple) else (key, ...)]
+        return HostArray(self.block, values)
 
     def reshape(self, *shape):
         if not self.flags.c_contiguous:
-            return self.copy().reshape(*shape)
+            raise TypeError("CuPy would do this by a kernel of its own; pass the array through cuda.contiguous")
         return HostArray(self.block, self.values.reshape(*shape))
 
     def transpose(self, *axes):
         return HostArray(self.block, self.values.transpose(*axes))
-
-    def astype(self, dtype, copy=True):
-        return self if not copy and self.dtype == dtype else self._copied(dtype)
-
-    def copy(self):
-        return self._copied(self.dtype)
-
-    def _copied(self, dtype):
-        result = allocate(self.shape, dtype)
-        copy(result, self)
-        return result
 
 
 def copy(target: HostArray, source: HostArray) -> None:

@@ -130,11 +130,13 @@ def test_every_kernel_has_run_on_the_host(request, host):
             scalars = [scalar for scalar in file.choices["SCALAR"] if scalar != "bfloat16" or HAS_BFLOAT16]
             if "scalar" not in types:
                 scalars = [scalar for scalar in scalars if scalar != "bfloat16"]
+            if "bfloat16" in types and not HAS_BFLOAT16:
+                continue
             missing = [scalar for scalar in scalars if (file.path.name, scalar, kernel) not in ran]
             depends = not types.isdisjoint({"scalar", "real"})
             assert not missing or (not depends and len(missing) < len(scalars)), (file.path.name, kernel, missing)
         for configuration in file.configurations():
-            if dict(configuration)["SCALAR"] == "bfloat16" and not HAS_BFLOAT16:
+            if "bfloat16" in dict(configuration).values() and not HAS_BFLOAT16:
                 continue
             as_text = tuple((name, str(value)) for name, value in configuration)
             assert any(launched[:2] == (file.path.name, as_text) for launched in host_gpu.LAUNCHED)

@@ -267,7 +267,7 @@ def test_what_older_gpus_cannot_do(host, algo):
     older.capability = 75
     with cuda.on(older):
         x, w = cuda.to_device(np.zeros((1, 8, 16, 4))), cuda.to_device(np.zeros((3, 3, 4, 32)))
-        arrays = x.astype(np.float32), w.astype(np.float32)
+        arrays = cuda.astype(x, np.float32), cuda.astype(w, np.float32)
         with pytest.raises(ValueError, match=r"compute capability 8.0, this one has 7.5"):
             ops.conv2d(*arrays, algo=algo)
         assert ops.conv2d(*arrays)[0].shape == (1, 6, 14, 32)

@@ -43,7 +43,7 @@ def test_all_iterations(machine, dtype):
     def steps(unary, *features):
         filters = [crf.Normalised(crf.LatticeFilter(f), "symmetric", unary.dtype.type) for f in features]
         found = crf.iterate(unary, [crf.potts(2.0), crf.potts(1.0)], filters, 2)
-        return [q.copy() for q in found]
+        return [cuda.copied(q) for q in found]
 
     assert len(machine.agree(steps, unary_of(machine, dtype, 3), *features_of(machine, dtype))) == 3
 

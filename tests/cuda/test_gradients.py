@@ -4,6 +4,8 @@ The checks are those of the CPU. They see NumPy arrays; what an operator keeps f
 device. They run each pass twice and ask for the same bits, too.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from operator_calls import CALLS, TAKES_A_LIST
@@ -21,31 +23,40 @@ BILINEAR = {"conv2d", "conv_transpose2d", "linear", "mul"}  # in their first two
 
 
 class OnDevice:
-    """An operator that takes and returns NumPy arrays, and runs on a device in between."""
+    """An operator that takes and returns NumPy arrays, and runs on a device in between.
 
-    def __init__(self, name: str, device):
+    place: how an array comes to the device, by default as it is
+    """
+
+    def __init__(self, name: str, device, place: Callable = cuda.to_device):
         self.device = device
+        self.place = place
         self.takes_a_list = name in TAKES_A_LIST
         self.operator, self.operator_backward = getattr(ops, name), getattr(ops, f"{name}_backward")
         self.options = CALLS[name][1]
 
     def forward(self, *arrays):
         with cuda.on(self.device):
-            placed = [cuda.to_device(array) for array in arrays]
-            options = {name: _placed(option) for name, option in self.options.items()}
+            placed = [self.place(array) for array in arrays]
+            options = {
+                name: self.place(option) if isinstance(option, np.ndarray) else option
+                for name, option in self.options.items()
+            }
             y, cache = self.operator(*([placed] if self.takes_a_list else placed), **options)
             return cuda.to_host(y), cache
 
     def backward(self, dy, cache):
         with cuda.on(self.device):
-            gradients = self.operator_backward(cuda.to_device(dy), cache)
+            gradients = self.operator_backward(self.place(dy), cache)
             if not isinstance(gradients, tuple):
                 return cuda.to_host(gradients)
             return tuple(cuda.to_host(gradient) for gradient in gradients)
 
 
-def _placed(option):
-    return cuda.to_device(option) if isinstance(option, np.ndarray) else option
+def turned(array: np.ndarray):
+    """The array on the device, where its first axis is the one that is contiguous."""
+    axes = tuple(reversed(range(array.ndim)))
+    return cuda.to_device(np.array(array.transpose(axes), order="C")).transpose(*axes)
 
 
 def inputs(name: str) -> list[np.ndarray]:
@@ -56,6 +67,19 @@ def inputs(name: str) -> list[np.ndarray]:
 def test_gradients(machine, name):
     operator = OnDevice(name, machine.devices[0])
     check_vjp(operator.forward, operator.backward, inputs(name))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_arrays_that_are_not_contiguous(machine, name):
+    def both(place):
+        operator = OnDevice(name, machine.devices[0], place)
+        y, cache = operator.forward(*inputs(name))
+        gradients = operator.backward(spaced(y.shape, seed=9), cache)
+        return y, *(gradients if isinstance(gradients, tuple) else (gradients,))
+
+    for result, right in zip(both(turned), both(cuda.to_device), strict=True):
+        assert (result is None) == (right is None)
+        assert result is None or result.tobytes() == right.tobytes()
 
 
 @pytest.mark.parametrize("name", sorted(LINEAR))

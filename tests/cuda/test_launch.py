@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(on_host, file):
     with pytest.raises(TypeError, match="fill: x must be an array on the GPU, got a NumPy array; use"):
         fill(x=np.zeros(24))
     with pytest.raises(TypeError, match="fill: y must be float64, got float32"):
-        fill(y=y.astype(np.float32))
+        fill(y=cuda.astype(y, np.float32))
     with pytest.raises(ValueError, match="fill: x must be C-contiguous; pass it through"):
         fill(x=x.transpose(1, 0))
     with pytest.raises(ValueError, match="fill: y begins between 16-byte boundaries"):

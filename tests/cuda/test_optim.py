@@ -28,7 +28,7 @@ def test_steps(machine, dtype, kind, options):
     slopes = [machine.numbers(*shape, dtype=dtype) for shape in SHAPES for _ in range(3)]
 
     def steps(*arrays):
-        tensors = [Tensor(array.copy(), requires_grad=True) for array in arrays[: len(SHAPES)]]
+        tensors = [Tensor(cuda.copied(array), requires_grad=True) for array in arrays[: len(SHAPES)]]
         optimiser = kind(groups(tensors), schedule=schedules.exponential(0.5), **options)
         for step in range(3):
             for index, tensor in enumerate(tensors):

@@ -15,7 +15,7 @@ def here(array: Array, like: Array, dtype: np.dtype | None = None) -> Array:
     """A small array from the CPU, or from where `like` is, now there; in a type, by default that of `like`."""
     dtype = like.dtype if dtype is None else dtype
     if cuda.on_gpu(array):
-        return array.astype(dtype, copy=False)
+        return cuda.contiguous(array, dtype)
     array = np.asarray(array, dtype)
     return cuda.constant(array) if cuda.on_gpu(like) else array
 

@@ -109,7 +109,7 @@ def dense_crf_steps(
     image, unary = _arguments(image, scores, layout, given, method, memory_limit)
     model = _model(image, chosen, method, unary.shape[1], memory_limit)
     steps = iterate(unary, *model, chosen.iterations)
-    return (_as_scores(q.copy(), image, layout) for q in steps)
+    return (_as_scores(cuda.copied(q), image, layout) for q in steps)
 
 
 def _arguments(
@@ -187,7 +187,7 @@ def unary_energies(
             f"in layout {layout}{hint}"
         )
     width = scores.shape[1]
-    flat = scores.reshape(-1, scores.shape[2])
+    flat = cuda.reshape(scores, (-1, scores.shape[2]))
     if cuda.on_gpu(flat):
         return _energies_on_device(flat, given)
 
@@ -213,7 +213,7 @@ def unary_energies(
 
 def _energies_on_device(scores: Array, given: Given) -> Array:
     """The same for scores (N, L) on a GPU. Only their range is known: it does not tell which pixel is wrong."""
-    scores = cuda.contiguous(scores.astype(np.float32, copy=False))
+    scores = cuda.contiguous(scores, np.float32)
     low, high = (bound[0] for bound in arrays.ranges(scores.reshape(-1, 1)))
     if np.isnan(low) or (given == "probabilities" and not np.isfinite(low + high)):
         raise ValueError("dense_crf: scores are not a number in some pixels")

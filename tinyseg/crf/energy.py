@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tinyseg import ops
+from tinyseg import cuda, ops
 from tinyseg.backend import Array
 from tinyseg.crf import arrays
 from tinyseg.crf.filters import Normalised
@@ -35,7 +35,7 @@ def pydensecrf_kl(q: Array, unary: Array, couplings: Sequence[Array], filters: S
 
 
 def _entropy_and_unary(q: Array, unary: Array) -> float:
-    q, unary = q.astype(np.float64), unary.astype(np.float64)
+    q, unary = cuda.astype(q, np.float64), cuda.astype(unary, np.float64)
     entropy = ops.mul(q, arrays.logarithm(q, 1e-20))[0]
     return arrays.total(entropy) + arrays.total(ops.mul(q, unary)[0])
 

@@ -69,7 +69,7 @@ class ExactFilter(Filter):
     def _apply_cuda(self, x: Array) -> Array:
         """In the type of x; each thread adds up in float64 what its tiles give."""
         y = cuda.empty(x.shape, x.dtype)
-        features = cuda.contiguous(self.features.astype(x.dtype, copy=False))
+        features = cuda.contiguous(self.features, x.dtype)
         (points, d), labels = features.shape, x.shape[1]
         numbers = (points, d, labels, self.include_self)
         shared = (d * THREADS + TILE * (d + LABELS)) * x.itemsize

@@ -56,7 +56,7 @@ def features_on_device(size: tuple[int, int], bandwidths: Array, image: Array | 
     """x, y and the colours of an image on a GPU, over their bandwidths: (H W, d) in the type of these (d,)."""
     height, width = size
     d = len(bandwidths)
-    colours = None if image is None else cuda.contiguous(image.astype(bandwidths.dtype, copy=False))
+    colours = None if image is None else cuda.contiguous(image, bandwidths.dtype)
     features = cuda.empty((height * width, d), bandwidths.dtype)
     numbers = (height * width, width, d)
     arguments = (colours, cuda.constant(bandwidths), *numbers, features)

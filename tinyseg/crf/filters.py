@@ -39,7 +39,7 @@ from typing import Literal
 
 import numpy as np
 
-from tinyseg import ops
+from tinyseg import cuda, ops
 from tinyseg.backend import Array
 from tinyseg.crf import arrays
 from tinyseg.ops import checks
@@ -105,7 +105,7 @@ class Normalised:
 
     def log_bandwidth_gradient(self, a: Array, b: Array) -> Array:
         """dS / d(log s_k) of S = <a, F b> for each feature k: float64 (d,)."""
-        a, b = a.astype(np.float64), b.astype(np.float64)
+        a, b = cuda.astype(a, np.float64), cuda.astype(b, np.float64)
         gradient = self.kernel.moments(_scaled(a, self.after), _scaled(b, self.before))
         if self.mode == "none":
             return gradient
@@ -114,7 +114,7 @@ class Normalised:
             parts.append(arrays.row_products(a, self.apply(b)))
         if self.mode in ("before", "symmetric"):
             parts.append(arrays.row_products(b, self.apply_transpose(a)))
-        norm = self.norm.astype(np.float64)
+        norm = cuda.astype(self.norm, np.float64)
         one = self.kernel.ones(np.float64)
         for part in parts:
             g = ops.mul(part, arrays.inverse(norm, TINY, root=False))[0]
@@ -124,11 +124,11 @@ class Normalised:
 
 def moments_by_filtering(kernel: Filter, features: Array, a: Array, b: Array) -> Array:
     """sum_ij (a_i . b_j) K_ij (f_ik - f_jk)² from what the filter does: the square, multiplied out."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    a, b = cuda.astype(a, np.float64), cuda.astype(b, np.float64)
     pairs = arrays.row_products(a, kernel.apply(b))  # a_i . (K b)_i
     moments = []
     for k in range(features.shape[1]):
-        f = features[:, k : k + 1].astype(np.float64)
+        f = cuda.astype(features[:, k : k + 1], np.float64)
         low, high = arrays.ranges(f)
         f = ops.add(f, arrays.here(-(low + high) / 2, f))[0]  # K sees differences alone; small numbers are exact
         fa, fb = ops.mul(a, f)[0], ops.mul(b, f)[0]
@@ -140,4 +140,4 @@ def moments_by_filtering(kernel: Filter, features: Array, a: Array, b: Array) ->
 
 
 def _scaled(x: Array, scale: Array | None) -> Array:
-    return x if scale is None else ops.mul(x, scale.astype(x.dtype, copy=False))[0]
+    return x if scale is None else ops.mul(x, cuda.astype(scale, x.dtype))[0]

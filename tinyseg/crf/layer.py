@@ -65,7 +65,7 @@ def refine(
     images = _check("refine", logits, smoothness, appearance, log_bandwidths, images, iterations)
     y, fields = [], []
     for n, filters in enumerate(_filters(images, log_bandwidths, normalisation, method)):
-        unary = arrays.negative(logits[n].reshape(-1, logits.shape[3]))
+        unary = arrays.negative(cuda.reshape(logits[n], (-1, logits.shape[3])))
         x, field = mean_field(unary, smoothness, appearance, filters=filters, iterations=iterations, logits=True)
         y.append(x)
         fields.append(field)
@@ -82,7 +82,7 @@ def refine_backward(
     d_bandwidths = np.zeros(3)
     for n, field in enumerate(cache.fields):
         d_unary, d_couplings, per_feature = backward_pass(
-            dy[n].reshape(-1, cache.shape[3]),
+            cuda.reshape(dy[n], (-1, cache.shape[3])),
             field,
             need_couplings=need[1:3],
             need_bandwidths=need[3],
@@ -114,7 +114,7 @@ def refine_without_gradient(
     images = _check("refine", logits, smoothness, appearance, log_bandwidths, images, iterations)
     y = []
     for n, filters in enumerate(_filters(images, log_bandwidths, normalisation, method)):
-        unary = arrays.negative(logits[n].reshape(-1, logits.shape[3]))
+        unary = arrays.negative(cuda.reshape(logits[n], (-1, logits.shape[3])))
         q = infer(unary, [smoothness, appearance], filters, iterations)
         y.append(arrays.logarithm(q, np.finfo(q.dtype).tiny))
     return _batch(y, logits.shape)
@@ -186,7 +186,7 @@ def _check(
             f"{operator}: images and logits must have the same N, H and W, got {images.shape} and {logits.shape}; "
             "bring the logits to the size of the images first"
         )
-    check_image(operator, images.reshape(-1, *images.shape[2:]))
+    check_image(operator, cuda.reshape(images, (-1, *images.shape[2:])))
     if iterations < 1:
         raise ValueError(f"{operator}: iterations must be 1 or more, got {iterations}")
     return images

@@ -108,7 +108,7 @@ def _weights_cuda(features: Array, window: int, include_self: bool) -> Array:
 def _apply_cuda(x: Array, weights: Array, radius: int) -> Array:
     height, width, labels = x.shape
     y = cuda.empty(x.shape, x.dtype)
-    arguments = (x, weights.astype(x.dtype, copy=False), height, width, labels, 2 * radius + 1, y)
+    arguments = (x, cuda.contiguous(weights, x.dtype), height, width, labels, 2 * radius + 1, y)
     pack = cuda.pack_width(labels)
     _cuda.launch("local_apply", *arguments, threads=y.size // pack, WIDTH=pack)
     return y

@@ -16,7 +16,7 @@ import numpy as np
 from tinyseg.backend import Array
 from tinyseg.cuda import device
 from tinyseg.cuda.arguments import Check, check_of
-from tinyseg.cuda.signature import TYPES, Signature, array_type, real, signatures
+from tinyseg.cuda.signature import Signature, array_type, real, signatures
 
 GRID_LIMIT = (2**31 - 1, 65535, 65535)  # blocks along x, y and z
 STATIC_SHARED = 48 * 1024
@@ -148,12 +148,8 @@ class KernelFile:
                 raise TypeError(f"{kernel}: it cannot take bfloat16; use tinyseg.ops.cast(x, dtype='float32')")
             if value not in self.choices.get(name, ()):
                 raise ValueError(f"{self.path.name} is not compiled with {name} = {value}, only {self.choices}")
-        scalar = array_type(dict(configuration)["SCALAR"])
-        types = {"scalar": scalar, "real": real(scalar), **TYPES}
-        for name, value in configuration:
-            types.setdefault(name, TYPES.get(value))
         parameters = self.kernels[kernel].parameters
-        checks = [check_of(kernel, parameter, np.dtype(types[parameter.type])) for parameter in parameters]
+        checks = [check_of(kernel, parameter, _type(parameter.type, configuration)) for parameter in parameters]
         if (machine, configuration) not in self._modules:
             module = machine.load(self.source(configuration), self.path.name)
             self._modules[machine, configuration] = module
@@ -165,6 +161,15 @@ class Prepared(NamedTuple):
 
     module: Any
     checks: list[Check]  # of its arguments
+
+
+def _type(name: str, configuration: Configuration) -> np.dtype:
+    """The type of a parameter that the source gives this one. It may be a name that the file is compiled with."""
+    chosen = dict(configuration)
+    if name in ("scalar", "real"):
+        scalar = array_type(chosen["SCALAR"])
+        return real(scalar) if name == "real" else scalar
+    return array_type(chosen.get(name, name))
 
 
 @cache

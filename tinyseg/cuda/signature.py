@@ -31,9 +31,9 @@ TYPES = {
 `real` what it is calculated with."""
 
 
-def array_type(scalar: str) -> np.dtype:
-    """What NumPy calls a scalar of this name. For bfloat16 that takes the package ml_dtypes."""
-    return bfloat16() if scalar == "bfloat16" else np.dtype(TYPES[scalar])
+def array_type(name: str) -> np.dtype:
+    """What NumPy calls a type of kernels. For bfloat16 that takes the package ml_dtypes."""
+    return bfloat16() if name == "bfloat16" else np.dtype(TYPES[name])
 
 
 def bfloat16() -> np.dtype:

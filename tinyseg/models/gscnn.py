@@ -66,7 +66,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend, nn
+from tinyseg import backend, cuda, nn
 from tinyseg import functional as F
 from tinyseg.backend import Array
 from tinyseg.data.edges import canny, mask_edges
@@ -241,7 +241,7 @@ class GSCNN(SegmentationNetwork):
         maps, size = self.trunk.stages(x), x.shape[1:3]
         seen = self.canny_edges_of(x) if canny_edges is None else canny_edges
         edge_logits = self.shape_stream(maps[self.taps.shape], [maps[name] for name in self.taps.gates], size)
-        edges = F.concat([F.sigmoid(edge_logits), seen.astype(edge_logits.data.dtype, copy=False)])
+        edges = F.concat([F.sigmoid(edge_logits), cuda.astype(seen, edge_logits.data.dtype)])
         acts = F.sigmoid(self.with_canny(edges))
 
         fine = self.fine(maps[self.taps.fine])
@@ -272,7 +272,7 @@ class GSCNN(SegmentationNetwork):
         ignored = -1 if pixel_loss.ignore_label is None else pixel_loss.ignore_label
         by_image = image_weights(labels, self.classes, ignore_label=ignored)
         if weights is not None:
-            by_image, _ = mul(by_image, weights.astype(by_image.dtype, copy=False))
+            by_image, _ = mul(by_image, cuda.astype(weights, by_image.dtype))
         find = backend.choose(labels, numpy=mask_edges, numba=mask_edges, cuda=gpu_edges.mask_edges)
         edges = find(labels, ignore_label=pixel_loss.ignore_label)
         edge_scores = F.widened(outputs.edge_logits).data.reshape(edges.shape)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from tinyseg import cuda, nn
 from tinyseg import functional as F
-from tinyseg import nn
 from tinyseg.backend import Array
 from tinyseg.functional import Input
 from tinyseg.tape import Tensor
@@ -35,7 +35,7 @@ class CrossEntropy:
 
     def __call__(self, logits: Tensor, labels: np.ndarray, weights: np.ndarray | None = None, /) -> Tensor:
         if weights is not None:
-            weights = weights.astype(logits.data.dtype, copy=False)
+            weights = cuda.astype(weights, logits.data.dtype)
         return F.cross_entropy(logits, labels, pixel_weights=weights, ignore_label=self.ignore_label)
 
 

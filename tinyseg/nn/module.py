@@ -156,7 +156,7 @@ class Module:
         """Convert floating-point parameters and buffers, for instance to float64 for a gradient check."""
         for value in self._named_state().values():
             if value.data.dtype.kind == "f":
-                value.data = value.data.astype(dtype)
+                value.data = cuda.astype(value.data, dtype)
         for parameter in self.parameters():
             parameter.grad = None
         return self

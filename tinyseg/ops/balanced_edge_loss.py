@@ -52,7 +52,7 @@ _cuda = cuda.KernelFile(__file__, headers=["loss_sums.cuh"])
 
 def _targets_and_weights_cuda(edges: Array, logits: Array, ignore_label: int | None) -> tuple[Array, Array]:
     """An edge that is neither 0 nor 1 makes the loss NaN: nobody waits for the GPU to tell."""
-    edges = cuda.contiguous(edges).astype(np.int64, copy=False)
+    edges = cuda.contiguous(edges, np.int64)
     blocks, ignored = blocks_for(edges.size), (ignore_label is not None, ignore_label or 0)
     partial = cuda.empty((2, blocks), np.dtype(np.float64))
     _cuda.launch("count_edges", edges, edges.size, *ignored, partial, blocks=blocks)

@@ -146,8 +146,8 @@ def _prepare_cuda(
     if pixel_weights is not None:
         _check_weights_shape(pixel_weights.shape, logits)
         per_weight = 1 if pixel_weights.shape == logits.shape else C
-        pixel_weights = cuda.contiguous(pixel_weights).astype(dtype, copy=False)
-    given = cuda.contiguous(targets).astype(dtype, copy=False)
+        pixel_weights = cuda.contiguous(pixel_weights, dtype)
+    given = cuda.contiguous(targets, dtype)
     used, weights = cuda.empty(logits.shape, dtype), cuda.empty(logits.shape, dtype)
     numbers = (logits.size, per_weight, ignore_label is not None, ignore_label or 0)
     _cuda.launch("bce_prepare", given, pixel_weights, *numbers, used, weights, threads=logits.size)

@@ -137,7 +137,7 @@ def dual_task_loss(
     if not threshold >= 0:
         raise ValueError(f"dual_task_loss: threshold must be 0 or more, got {threshold}")
     labels, weights = labels_and_weights("dual_task_loss", labels, logits, ignore_label, None)
-    seen = weights.reshape(*weights.shape, 1)
+    seen = cuda.reshape(weights, (*weights.shape, 1))
     keep_seen = backend.choose(logits, numpy=_keep_seen, numba=_keep_seen, cuda=_keep_seen_cuda)
     one_hot = backend.choose(logits, numpy=_one_hot, numba=_one_hot, cuda=_one_hot_cuda)
     compare = backend.choose(logits, numpy=_compare, numba=_compare, cuda=_compare_cuda)

@@ -8,14 +8,13 @@ import numpy as np
 
 from tinyseg import cuda
 from tinyseg.backend import Array
-from tinyseg.ops.cast import cast_cuda
 
 _cuda = cuda.KernelFile(__file__)
 
 
 def mask_edges(labels: Array, *, radius: float = 2.0, ignore_label: int | None = None) -> Array:
     """The edges of the classes in integer masks (N, H, W): bool."""
-    labels = cuda.contiguous(labels).astype(np.int64, copy=False)
+    labels = cuda.contiguous(labels, np.int64)
     edges = cuda.empty(labels.shape, np.dtype(np.bool_))
     numbers = (labels.size, *labels.shape[1:], radius, ignore_label is not None, ignore_label or 0)
     _cuda.launch("mask_edges", labels, *numbers, edges, threads=labels.size)
@@ -32,11 +31,11 @@ def canny(images: Array, mean: Array, std: Array, *, low: float = 10.0, high: fl
     N, H, W = shape
     if H * W >= 2**31 - 1:  # pixels are numbered from 1 on
         raise OverflowError(f"canny on the GPU takes images of fewer than 2^31 pixels, got {H} x {W}; cut them")
-    images = cuda.contiguous(cast_cuda(images, cuda.real(stored)))
+    images = cuda.contiguous(images, cuda.real(stored))
     tables = [cuda.constant(np.asarray(table, np.float64)) for table in (mean, std)]
     u, v = (cuda.empty(shape, np.dtype(np.float64)) for _ in range(2))
     _cuda.launch("sobel", images, *tables, u.size, H, W, C, u, v, threads=u.size)
     states, edges = cuda.empty(shape, np.dtype(np.int32)), cuda.empty(shape, images.dtype)
     _cuda.launch("thin", u, v, u.size, H, W, low, high, states, threads=u.size)
     _cuda.launch("connect", H, W, states, edges, blocks=N)
-    return cast_cuda(edges, stored)
+    return cuda.contiguous(edges, stored)

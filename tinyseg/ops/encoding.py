@@ -177,7 +177,7 @@ def encoding(x: Array, codewords: Array, scales: Array) -> tuple[Array, Encoding
     checks.shape("encoding", "codewords", codewords, (codewords.shape[0], C), f"as many channels as x {x.shape}")
     checks.shape("encoding", "scales", scales, codewords.shape[:1], "one for each codeword")
     forward = backend.choose(x, numpy=_forward_reference, numba=_forward_blas, cuda=_forward_cuda)
-    y, shares = forward(x.reshape(N, H * W, C), codewords, scales)
+    y, shares = forward(cuda.reshape(x, (N, H * W, C)), codewords, scales)
     return y, EncodingCache(x, codewords, scales, shares)
 
 
@@ -189,5 +189,5 @@ def encoding_backward(
     N, H, W, C = x.shape
     checks.upstream("encoding_backward", dy, (N, C, scales.size), x.dtype)
     backward = backend.choose(dy, numpy=_backward_reference, numba=_backward_blas, cuda=_backward_cuda)
-    dx, dd, ds = backward(dy, x.reshape(N, H * W, C), codewords, scales, shares)
+    dx, dd, ds = backward(dy, cuda.reshape(x, (N, H * W, C)), codewords, scales, shares)
     return dx.reshape(x.shape) if need[0] else None, dd if need[1] else None, ds if need[2] else None

@@ -108,7 +108,7 @@ def _labels_above_cuda(scores: Array, threshold: float, labels: Array, other: in
 
 
 def _int64(labels: Array) -> Array:
-    return cuda.contiguous(labels).astype(np.int64, copy=False)
+    return cuda.contiguous(labels, np.int64)
 
 
 def _ignored(ignore_label: int | None) -> tuple[bool, int]:

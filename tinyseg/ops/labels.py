@@ -123,10 +123,10 @@ def _prepare_cuda(
     of_classes: Array | None,
 ) -> tuple[Array, Array]:
     dtype = scores.dtype
-    labels = cuda.contiguous(labels).astype(np.int64, copy=False)
+    labels = cuda.contiguous(labels, np.int64)
     if pixel_weights is not None:
         checks.shape(operator, "pixel_weights", pixel_weights, labels.shape, "that of the labels")
-        pixel_weights = cuda.contiguous(pixel_weights).astype(dtype, copy=False)
+        pixel_weights = cuda.contiguous(pixel_weights, dtype)
     if of_classes is not None:
         of_classes = class_weights_cuda(operator, of_classes, scores)
     indices, weights = cuda.empty(labels.shape, np.dtype(np.int64)), cuda.empty(labels.shape, dtype)
@@ -141,7 +141,7 @@ def class_weights_cuda(operator: str, weights: Array, scores: Array) -> Array:
     if not cuda.on_gpu(weights):
         return cuda.constant(class_weights(operator, weights, scores))
     checks.shape(operator, "class_weights", weights, scores.shape[-1:], f"one for each class of {scores.shape}")
-    return cuda.contiguous(weights).astype(scores.dtype, copy=False)
+    return cuda.contiguous(weights, scores.dtype)
 
 
 def blocks_for(threads: int) -> int:

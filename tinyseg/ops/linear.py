@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyseg import backend
+from tinyseg import backend, cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks, geometry
 from tinyseg.ops.conv2d import algorithms, bias_gradient
@@ -85,9 +85,9 @@ def _backward_cuda(dy: Array, x: Array, w: Array, need: Sequence[bool]) -> list[
 
 def _as_convolution(w: Array, *matrices: Array):
     """The module of kernels, matrices (M, C) as images (1, 1, M, C) or weights (1, 1, C, O), and the window."""
-    images = [matrix.reshape(1, 1, *matrix.shape) for matrix in matrices]
+    images = [cuda.reshape(matrix, (1, 1, *matrix.shape)) for matrix in matrices]
     window = geometry.window("linear", images[0].shape[1:3], 1, 1, 0)
-    return algorithms.choose("auto", images[0], w.reshape(1, 1, *w.shape), 1), images, window
+    return algorithms.choose("auto", images[0], cuda.reshape(w, (1, 1, *w.shape)), 1), images, window
 
 
 # ------------------------------------------------------------------------------------------------------- public
@@ -124,4 +124,4 @@ def linear_backward(
 
 def _matrix(array: Array) -> Array:
     """(.., C) -> (M, C)"""
-    return array.reshape(-1, array.shape[-1])
+    return cuda.reshape(array, (-1, array.shape[-1]))

@@ -320,7 +320,7 @@ def _checked_index(index: Array, x: Array, window: Window) -> Array:
             f"{index.max()}; pass the cache.index of max_pool2d with the same kernel, which counts inside each "
             "window and not over the whole image"
         )
-    return index.astype(_index_dtype(window.kernel), copy=False)
+    return cuda.astype(index, _index_dtype(window.kernel))
 
 
 def _pooled_size(out: tuple[int, int], kernel: Pair, stride: Pair | None, padding: PaddingLike) -> tuple[int, int]:

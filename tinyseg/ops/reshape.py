@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.ops import checks
 
@@ -38,11 +39,11 @@ def reshape(x: Array, shape: Sequence[int]) -> tuple[Array, ReshapeCache]:
             f"reshape: {x.size} elements in the shape {x.shape} do not fit the shape {wanted}; the product of "
             "both must be equal, and at most one length may be -1"
         )
-    y = x.reshape(wanted)
+    y = cuda.reshape(x, wanted)
     return y, ReshapeCache(x.shape, y.shape, x.dtype)
 
 
 def reshape_backward(dy: Array, cache: ReshapeCache) -> Array:
     """The gradient with respect to `x`."""
     checks.upstream("reshape_backward", dy, cache.y_shape, cache.dtype)
-    return dy.reshape(cache.shape)
+    return cuda.reshape(dy, cache.shape)

@@ -30,7 +30,7 @@ class PixelLoss:
         logits = F.widened(logits)
         size = (logits.shape[1], logits.shape[2])
         labels = middle(labels, size)
-        weights = None if weights is None else middle(weights, size).astype(logits.data.dtype, copy=False)
+        weights = None if weights is None else cuda.astype(middle(weights, size), logits.data.dtype)
         class_weights = self.class_weights
         if class_weights is not None:
             class_weights = cuda.constant_like(class_weights, logits.data)

@@ -121,7 +121,7 @@ class Steps:
         return found._replace(norm=optim.clip_gradients(self.optimiser.parameters, self.clip))
 
     def _recording(self, batch: Batch, number: int) -> Recorded:
-        own = batch.map(lambda array: array.copy())
+        own = batch.map(cuda.copied)
         own_number = cuda.to_device(np.array(number, np.uint64))
         with cuda.record() as graph:
             found = self._gradients([own], own_number)

@@ -20,7 +20,7 @@ def apply_on_device(x: Array, table: DeviceTable, weight: Array, alpha: float, *
     values = blur(splat(x, table), table, reverse=reverse)
     y = cuda.empty(x.shape, x.dtype)
     points, corners = table.vertex.shape
-    weight = weight.astype(x.dtype, copy=False)
+    weight = cuda.contiguous(weight, x.dtype)
     arguments = (values, table.vertex, weight, points, corners, x.shape[1], alpha, y)
     _cuda.launch("slice", *arguments, **_rows(points, x.shape[1]))
     return y
@@ -31,7 +31,7 @@ def splat(x: Array, table: DeviceTable) -> Array:
     columns = x.shape[1]
     values = cuda.empty((table.runs, columns), x.dtype)
     runs = (table.run_first, table.run_vertex, table.vertex_first)
-    entries = (table.entry_point, table.entry_weight.astype(x.dtype, copy=False))
+    entries = (table.entry_point, cuda.contiguous(table.entry_weight, x.dtype))
     numbers = (table.runs, table.vertices, columns)
     _cuda.launch("splat", x, *runs, *entries, *numbers, values, **_rows(table.runs, columns))
     if table.runs > table.vertices:

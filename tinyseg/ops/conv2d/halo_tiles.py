@@ -21,7 +21,6 @@ import numpy as np
 from tinyseg import cuda
 from tinyseg.backend import Array
 from tinyseg.cuda import device
-from tinyseg.ops.cast import cast_cuda
 from tinyseg.ops.conv2d import gather, implicit_gemm, tensor_cores
 from tinyseg.ops.conv2d.gather import Axis
 from tinyseg.ops.geometry import Window
@@ -68,7 +67,7 @@ def wins(window: Window) -> bool:
 
 
 def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    return _product(x, cast_cuda(w, x.dtype), b, gather.forward_axes(window), window, groups)
+    return _product(x, cuda.contiguous(w, x.dtype), b, gather.forward_axes(window), window, groups)
 
 
 def data_gradient(dy: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:

@@ -34,7 +34,6 @@ import numpy as np
 
 from tinyseg import cuda
 from tinyseg.backend import Array
-from tinyseg.ops.cast import cast_cuda
 from tinyseg.ops.conv2d import gather, implicit_gemm
 from tinyseg.ops.geometry import Window
 
@@ -68,7 +67,7 @@ def unfit(dtype: np.dtype, in_group: int, out_group: int) -> str | None:
 
 
 def forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-    rounded = cast_cuda(w, x.dtype)
+    rounded = cuda.contiguous(w, x.dtype)
     return gather.product(_cuda, x, rounded, b, gather.forward_axes(window), groups, **_settings(x.dtype))
 
 
