@@ -40,6 +40,16 @@ def test_steps(machine, dtype, kind, options):
     machine.agree(steps, *values, *slopes, tolerance={np.dtype(np.float32): 1e-4})
 
 
+def test_arrays_that_are_not_contiguous(machine, dtype):
+    def step(value, slope):
+        tensor = Tensor(value.transpose(1, 0), requires_grad=True)
+        tensor.grad = slope[:, ::2]
+        SGD([tensor], lr=0.1, momentum=0.9).step()
+        return tensor.data
+
+    machine.agree(step, machine.numbers(4, 6, dtype=dtype), machine.numbers(6, 8, dtype=dtype))
+
+
 @pytest.mark.parametrize("max_norm", [1e-3, 1e3])
 def test_clipping(machine, dtype, max_norm):
     slopes = [machine.numbers(*shape, dtype=dtype) for shape in SHAPES]

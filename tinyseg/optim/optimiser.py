@@ -154,7 +154,7 @@ class Optimiser:
                 "with to(device) before the optimiser is made"
             )
         if not tensor.data.flags.c_contiguous:
-            tensor.data = tensor.data.copy(order="C")  # it is changed in place through a flat view
+            tensor.data = cuda.copied(tensor.data)  # it is changed in place through a flat view
 
     # --------------------------------------------------------------------------------------------------- state
 
