@@ -1,5 +1,6 @@
 """The CUDA kernel of resize, pad and crop."""
 
+import numpy as np
 import pytest
 
 from tinyseg import ops
@@ -31,3 +32,16 @@ def test_pad_and_crop(machine, stored, mode, channels):
 
     x, dy = machine.numbers(2, 4, 5, channels, dtype=stored), machine.numbers(2, 3, 2, channels, dtype=stored)
     machine.agree(both, x, dy)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (9, 14), (3, 4)])
+def test_infinity_and_nan_stay_where_they_are(machine, dtype, size):
+    x = machine.numbers(2, 5, 7, 4, dtype=dtype)
+    x[0, 0, 0], x[1, 4, 6, 2], x[1, 2, 3, 1] = np.inf, -np.inf, np.nan
+
+    def enlarged_and_framed(x):
+        y, _ = ops.resize(x, size, align_corners=False)
+        z, _ = ops.pad(x, (1, 2, 3, 0), mode="constant", value=0.0)
+        return y, z
+
+    machine.agree(enlarged_and_framed, x)

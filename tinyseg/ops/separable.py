@@ -110,20 +110,39 @@ def _arrays(a: Table, dtype: np.dtype) -> tuple[Array, Array, Array]:
 
 # --------------------------------------------------------------------------------------------------------- CUDA
 
-_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16, WIDTH=(1, 4))
+_cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16, WIDTH=(1, 4), TAPS=(0, 2, 4))
+
+THREADS, ROWS = 256, 4  # of a block; that a thread makes
 
 
 def _combine_cuda(x: Array, rows: Table, columns: Table) -> Array:
     x = cuda.contiguous(x)
     (N, H, W, C), P, Q = x.shape, rows.count, columns.count
     y = cuda.empty((N, P, Q, C), x.dtype)
-    pack, pixels = cuda.pack_width(C), N * P * Q
-    width, blocks = cuda.tile(pixels, C // pack)
+    taps = [_most_entries(rows), _most_entries(columns)]
+    known = {2: 2, 3: 4, 4: 4}.get(max(taps), 0)  # bilinear resizing by 2, and back
+    if known:
+        taps = [known, known]
     tables = []
-    for start, source, weight in (_arrays(axis, cuda.real(x.dtype)) for axis in (rows, columns)):
-        tables += [cuda.constant(array) for array in (start.astype(np.int32), source.astype(np.int32), weight)]
-    _cuda.launch("combine", x, *tables, pixels, C, width, H, W, P, Q, y, blocks=blocks, WIDTH=pack)
+    for axis, number in zip((rows, columns), taps, strict=True):
+        tables += map(cuda.constant, _by_target(axis, number, cuda.real(x.dtype)))
+    pack = cuda.pack_width(C)
+    blocks = N * -(-P // ROWS), -(-Q * C // (pack * THREADS))
+    _cuda.launch("combine", x, *tables, *taps, C, H, W * C, P, Q, y, blocks=blocks, WIDTH=pack, TAPS=known)
     return y
+
+
+def _most_entries(a: Table) -> int:
+    """That any target has, and at least 1."""
+    return max(1, int(np.bincount(a.target).max(initial=0)))
+
+
+def _by_target(a: Table, most: int, dtype: np.dtype) -> tuple[Array, Array]:
+    """The sources and weights of each target in a row of their own, (count, most). Source -1 is none."""
+    source, weight = np.full((a.count, most), -1, np.int32), np.zeros((a.count, most), dtype)
+    number = np.arange(len(a.target)) - np.searchsorted(a.target, a.target)
+    source[a.target, number], weight[a.target, number] = a.source, a.weight
+    return source, weight
 
 
 # ----------------------------------------------------------------------------------------------- both directions
