@@ -110,6 +110,22 @@ def test_tensor_cores_with_tf32(machine):
         )
 
 
+@pytest.mark.parametrize("algo", ["tensor_cores", "halo_tiles"])
+@pytest.mark.parametrize("terms", [3, 1])
+def test_tensor_cores_keep_what_is_not_a_number(machine, algo, terms):
+    """NaN of any bits; infinity may become NaN, see tensor_cores.py."""
+    bits = [0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0xFFC00000, 0x7F800000, 0xFF800000]
+    x, w = machine.numbers(len(bits), 5, 4, 4, dtype=np.float32), machine.numbers(3, 3, 4, 8, dtype=np.float32)
+    dy = machine.numbers(len(bits), 5, 4, 8, dtype=np.float32)
+    x[:, 2, 1, 0] = np.array(bits, np.uint32).view(np.float32)
+    for device in machine.devices:
+        with cuda.on(device), allow_tf32(terms == 1):
+            y, cache = ops.conv2d(cuda.to_device(x), cuda.to_device(w), padding=1, algo=algo)
+            y, dw = cuda.to_host(y), cuda.to_host(ops.conv2d_backward(cuda.to_device(dy), cache)[1])
+        assert not np.isfinite(y[:, 1:4, :3]).any() and np.isfinite(y[:, ::4]).all()
+        assert not np.isfinite(dw[:, :, 0]).any() and np.isfinite(dw[:, :, 1:]).all()
+
+
 def test_tensor_cores_sum_over_pixels_in_several_parts(machine):
     check(machine, (2, 24, 17, 4, 4, (2, 3), {}), np.float32, "tensor_cores")
 

@@ -16,10 +16,17 @@ template <int J> struct Right {
     uint32 large[J][2], small[J][2];  // 8 x 8 J numbers of the right matrix
 };
 
+// Of three terms, the large one is rounded by hand: the instruction of to_tf32 has to spare NaN and infinity, and
+// becomes several. Here NaN may carry over into the sign, and turn into zero; but then x - large is NaN. What is
+// left needs no rounding: tensor cores leave out no more of it than float's last bit.
 DEVICE void split(float x, uint32 &large, uint32 &small) {
-    large = to_tf32(x);
-    if (TERMS == 3)
-        small = to_tf32(x - *reinterpret_cast<float *>(&large));
+    if (TERMS == 1) {
+        large = to_tf32(x);
+        return;
+    }
+    large = *reinterpret_cast<uint32 *>(&x) + 0x1000 & 0xffffe000;
+    float left = x - *reinterpret_cast<float *>(&large);
+    small = *reinterpret_cast<uint32 *>(&left);
 }
 
 // Add a product to a row of pieces, the small terms first.
