@@ -139,6 +139,8 @@ KERNEL(256, 1) void weight_gradient(
     int right_pixel = threadIdx.x / 16, right_column = threadIdx.x % 16 * 4;
     Counter tap = counter_at(block.first_row + left_row, tap_columns, in_group);  // tap row, tap column, channel
     Counter left = pixel_at(block, block.first_pixel + left_pixel);
+    // A warp has 16 rows of the tile. Of an image of three channels, 3 x 3 taps make 27 of its 128.
+    bool warp_has_rows = block.first_row + threadIdx.x / 32 * 16 < block.rows;
     Sums sums = {};
     for (int start = block.first_pixel; start < block.last_pixel; start += DEPTH) {
         auto copy_left = [&](int pass, int64 offset, bool inside) {
@@ -156,7 +158,8 @@ KERNEL(256, 1) void weight_gradient(
         fill_with_turned_patches<DEPTH / AT_ONCE, AT_ONCE>(block, tap, start + left_pixel, left, copy_left);
         fill_with_upstream<1, DEPTH>(block, start + right_pixel, copy_right);
         SYNC();
-        multiply(slices, sums);
+        if (warp_has_rows)
+            multiply(slices, sums);
         SYNC();
     }
 #pragma unroll
@@ -168,15 +171,24 @@ KERNEL(256, 1) void weight_gradient(
     }
 }
 
-// turned[tap, o, g, c] = weights[tap, c, g, o]: what the gradient of the data multiplies by.
-KERNEL(256, 4) void turn(const real *weights, scalar *turned, int groups, int in_group, int out_group,
-                         int64 count) {
-    int64 i = thread_number();
-    if (i >= count)
-        return;
-    int c = i % in_group, g = i / in_group % groups;
-    int64 row = i / in_group / groups;  // (tap, o)
-    int o = row % out_group;
-    int64 tap = row / out_group;
-    turned[i] = weights[((tap * in_group + c) * groups + g) * out_group + o];
+// turned[tap, o, g, c] = weights[tap, c, g, o]: what the gradient of the data multiplies by. A block turns 32 x 32
+// numbers of one tap and group in shared memory, so that neighbouring threads read and write neighbouring numbers.
+KERNEL(256, 4) void turn(const real *weights, scalar *turned, int groups, int in_group, int out_group) {
+    constexpr int SIDE = 32;
+    SHARED real square[SIDE][SIDE + 1];  // the columns of a row, and the rows of a column, lie in different banks
+    int in_tiles = (in_group + SIDE - 1) / SIDE, out_tiles = (out_group + SIDE - 1) / SIDE;
+    Counter tile = counter_at(blockIdx.x / in_tiles, groups, out_tiles);  // tap, group, tile of o
+    int first_c = blockIdx.x % in_tiles * SIDE, first_o = tile.low * SIDE, lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < SIDE; row += THREADS / 32) {
+        int c = first_c + row, o = first_o + lane;
+        if (c < in_group && o < out_group)
+            square[row][lane] =
+                weights[((int64(tile.high) * in_group + c) * groups + tile.middle) * out_group + o];
+    }
+    SYNC();
+    for (int row = threadIdx.x / 32; row < SIDE; row += THREADS / 32) {
+        int o = first_o + row, c = first_c + lane;
+        if (c < in_group && o < out_group)
+            turned[((int64(tile.high) * out_group + o) * groups + tile.middle) * in_group + c] = square[lane][row];
+    }
 }

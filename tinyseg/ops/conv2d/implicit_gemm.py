@@ -31,6 +31,8 @@ from tinyseg.backend import Array
 from tinyseg.ops.conv2d import gather
 from tinyseg.ops.geometry import Window
 
+TURNED = 32  # rows and columns of the squares in which weights are turned: as in the kernel file
+
 _cuda = cuda.KernelFile(__file__, headers=["taps.cuh", "tiles.cuh"], scalars=cuda.WITH_BFLOAT16, WIDTH=(4, 1))
 
 
@@ -61,7 +63,8 @@ def turn(w: Array, groups: int, dtype: np.dtype) -> Array:
     w = cuda.contiguous(w)
     in_group, out_group = w.shape[2], w.shape[3] // groups
     turned = cuda.empty((*w.shape[:2], out_group, groups * in_group), dtype)
-    _cuda.launch("turn", w, turned, groups, in_group, out_group, w.size, threads=w.size)
+    blocks = w.shape[0] * w.shape[1] * groups * -(-in_group // TURNED) * -(-out_group // TURNED)
+    _cuda.launch("turn", w, turned, groups, in_group, out_group, blocks=blocks)
     return turned
 
 
