@@ -111,7 +111,7 @@ def check_not_negative(operator: str, name: str, weights: Array) -> None:
 
 _cuda = cuda.KernelFile(__file__)
 
-MOST_BLOCKS = 1024  # that sum losses
+MOST_BLOCKS = 528  # that sum losses: four for each of 132 multiprocessors
 
 
 def _prepare_cuda(

@@ -15,7 +15,7 @@ from tinyseg.backend import Array
 _cuda = cuda.KernelFile(__file__, scalars=cuda.WITH_BFLOAT16)
 
 THREADS = 256
-BLOCKS = 512  # a few for each multiprocessor of a large GPU
+BLOCKS = 396  # three for each of 132 multiprocessors: as many as work at the same time
 SHORTEST = 16  # rows that are worth a thread
 LONGEST_ROW = 4096  # that a part of a warp sums alone
 MOST_SETS = 65535  # along the last axis of a grid
