@@ -146,3 +146,8 @@ def test_a_graph_uses_lattices_that_were_made_before(machine):
         graph.launch()
         for recorded, expected in zip(results, run(), strict=True):
             np.testing.assert_array_equal(cuda.to_host(recorded), cuda.to_host(expected))
+
+
+def test_logarithms_of_small_numbers_and_nan(machine, dtype):
+    x = np.array([0.5, 0.0, 1e-30, -1.0, np.nan, np.inf, 1.0], dtype)
+    machine.agree(lambda x: arrays.logarithm(x, 1e-20, factor=-2.0), x)

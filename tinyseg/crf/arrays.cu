@@ -17,12 +17,12 @@ KERNEL(256, 4) void inverse_norm(const scalar *norm, scalar tiny, bool root, sca
     store_quad(y + i, values, n - i);
 }
 
-// factor * log(x), of a number too small that of the smallest.
+// factor * log(x), of a number too small that of the smallest, of NaN NaN.
 KERNEL(256, 4) void logarithm(const scalar *x, scalar smallest, scalar factor, scalar *y, int64 n) {
     int64 i = 4 * thread_number();
     quad values = load_quad(x + i, n - i);
     for (int k = 0; k < 4; ++k)
-        values.v[k] = factor * log(max(values.v[k], smallest));
+        values.v[k] = factor * log(larger(values.v[k], smallest));
     store_quad(y + i, values, n - i);
 }
 
