@@ -29,6 +29,18 @@ DEVICE void split(float x, uint32 &large, uint32 &small) {
     small = *reinterpret_cast<uint32 *>(&left);
 }
 
+// 16 x 8 numbers of the left matrix from shared memory. Lane i hands in where row i % 16 has its first four numbers
+// (i < 16) or its last four; each four go as eight numbers of 2 bytes.
+DEVICE Left load_left(const float *run) {
+    uint32 words[4];
+    load_matrices<false>(words, run);
+    Left left;
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+        split(*reinterpret_cast<float *>(&words[n]), left.large[n], left.small[n]);
+    return left;
+}
+
 // Add a product to a row of pieces, the small terms first.
 template <int J> DEVICE void multiply_pieces(float (&sums)[J][4], const Left &left, const Right<J> &right) {
     if (TERMS == 3) {

@@ -25,7 +25,7 @@ DEVICE int moved(int q, int c) {
 // its weights from `column` on.
 DEVICE void multiply(const float *patch, int patch_width, int first, const float *right, int column,
                      Fragments<I, J> &sums) {
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     Fragments<I, J> of_tap = {};
     Fragments<I, J> &to = TERMS == 3 ? of_tap : sums;
 #pragma unroll
@@ -40,14 +40,8 @@ DEVICE void multiply(const float *patch, int patch_width, int first, const float
             }
 #pragma unroll
         for (int i = 0; i < I; ++i) {
-            int p = first + g + i * patch_width;
-            Left a;
-#pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                int below = n % 2, run = k / 4 + n / 2;  // by 8 pixels: p / 2 % 4 is the same
-                float number = patch[(p + 8 * below) * DEPTH + (run ^ p / 2 % 4) * 4 + t];
-                split(number, a.large[n], a.small[n]);
-            }
+            int p = first + i * patch_width + lane % 16, run = k / 4 + lane / 16;
+            Left a = load_left(patch + p * DEPTH + (run ^ p / 2 % 4) * 4);
             multiply_pieces(to.v[i], a, b);
         }
     }

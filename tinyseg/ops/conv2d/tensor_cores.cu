@@ -18,7 +18,7 @@ DEVICE int moved(int q, int k) { return sizeof(scalar) == 4 ? q ^ k % 4 * 2 : q 
 
 // TURNED says whether the left slice has a row for each number k along the sum, or for each row of the tile.
 template <bool TURNED> DEVICE void multiply(const float *left, const float *right, Fragments<4, 4> &sums) {
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
     left += warp / 2 * 64 * (TURNED ? 1 : DEPTH);
     right += warp % 2 * 32;
     // Tensor cores add without rounding to the nearest. So only one slice is summed there, and the rest as usual.
@@ -35,12 +35,16 @@ template <bool TURNED> DEVICE void multiply(const float *left, const float *righ
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             Left a;
+            if (TURNED) {
 #pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                int below = n % 2, later = n / 2;  // by 8 rows; by 4 along the sum
-                int turned = (k + 4 * later + t) * ROWS + ((2 * i + below) ^ t) * 8 + g;
-                int straight = (16 * i + 8 * below + g) * DEPTH + ((k / 4 + later) ^ g) * 4 + t;
-                split(left[TURNED ? turned : straight], a.large[n], a.small[n]);
+                for (int n = 0; n < 4; ++n) {
+                    int below = n % 2, along = k + n / 2 * 4 + t;  // by 8 rows
+                    float number = left[along * ROWS + ((2 * i + below) ^ t) * 8 + g];
+                    split(number, a.large[n], a.small[n]);
+                }
+            } else {
+                int row = 16 * i + lane % 16, run = k / 4 + lane / 16;
+                a = load_left(left + row * DEPTH + (run ^ row % 8) * 4);
             }
             multiply_pieces(to.v[i], a, b);
         }
