@@ -42,7 +42,12 @@ weight_gradient = tensor_cores.weight_gradient
 
 def unsuitable(dtype: np.dtype, w: Array, groups: int, window: Window | None = None) -> str | None:
     """Why this convolution cannot be calculated here; None if it can."""
-    reason = tensor_cores.unsuitable(dtype, w, groups, window)
+    return unfit(dtype, w.shape[2], w.shape[3] // groups, window)
+
+
+def unfit(dtype: np.dtype, in_group: int, out_group: int, window: Window | None) -> str | None:
+    """The same for so many channels in each group."""
+    reason = tensor_cores.unfit(dtype, in_group, out_group)
     if reason is not None:
         return reason
     if (
