@@ -314,6 +314,7 @@ template <typename T> static T shuffle(T value, int source, int line = __builtin
     return host::from_lane(value, source, line);
 }
 static inline unsigned high_word(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
+static inline int count_ones(unsigned x) { return __builtin_popcount(x); }
 template <typename T> static T rounded_product(T a, T b) { return a * b; }  // this processor fuses nothing unasked
 
 template <int bytes> static void copy_async(void *to, const void *from, bool valid) {

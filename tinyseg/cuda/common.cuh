@@ -35,6 +35,7 @@ template <typename T> DEVICE T shuffle(T value, int source) { return __shfl_sync
 #define NOT_A_NUMBER __int_as_float(0x7fffffff)
 
 DEVICE uint32 high_word(uint32 a, uint32 b) { return __umulhi(a, b); }  // of the 64-bit product
+DEVICE int count_ones(uint32 x) { return __popc(x); }  // among its bits
 
 // a * b, rounded before anything is added to it. Where a sum follows, the compiler would do both with one
 // rounding.
@@ -152,7 +153,9 @@ struct Spot {
 };
 
 DEVICE Spot spot_of_thread(int width) {
-    return {blockIdx.x * (blockDim.x / width) + threadIdx.x / width, int(blockIdx.y * width + threadIdx.x % width)};
+    int shift = count_ones(width - 1);  // width is a power of 2: the compiler, which cannot know, would divide
+    return {blockIdx.x * (blockDim.x >> shift) + (threadIdx.x >> shift),
+            int((blockIdx.y << shift) + (threadIdx.x & (width - 1)))};
 }
 
 // ----------------------------------------------------------------------- several scalars in one memory operation
