@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyseg import ops
+from tinyseg import cuda, ops
 
 OPTIONS = [
     ((1, 4, 6, 1), {"kernel": 2}),
@@ -12,6 +12,13 @@ OPTIONS = [
     ((1, 7, 9, 68), {"kernel": (2, 3), "stride": (3, 4)}),
     ((2, 1, 1, 5), {"kernel": 3, "stride": 1, "padding": 1}),
     ((1, 17, 19, 4), {"kernel": (16, 17), "stride": 1}),  # 272 cells: the index needs more than a byte
+    # Windows side by side: some leave cells out at the end, some reach over it.
+    ((1, 5, 7, 70), {"kernel": 2}),
+    ((2, 8, 7, 3), {"kernel": 3, "padding": 1, "ceil_mode": True}),
+    ((2, 6, 5, 8), {"kernel": (2, 3), "padding": (1, 0, 0, 2)}),
+    ((3, 1, 1, 4), {"kernel": 1}),
+    ((1, 1, 1, 1), {"kernel": 3, "padding": (2, 2, 1, 1)}),
+    ((1, 33, 40, 4), {"kernel": (16, 17), "padding": 3}),
 ]
 
 
@@ -34,6 +41,31 @@ def test_max_unpool(machine, stored, shape, options):
         return y, ops.max_unpool2d_backward(dy, cache)
 
     machine.agree(both, machine.numbers(*shape, dtype=stored), machine.numbers(*shape, dtype=stored))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "index"),
+    [
+        ((2, 2), np.array([1, 4, 255], np.uint8)),
+        ((2, 2), np.array([1, 4, 256, 257, -1], np.int32)),
+        ((16, 16), np.array([1, 256, 257, -1], np.int64)),
+        ((16, 17), np.array([1, 272, 65536, -1], np.int64)),
+    ],
+)
+def test_a_number_too_large_points_to_no_cell(machine, kernel, index, overlap):
+    """On the CPU that is an error. A GPU would have to be waited for, to see it."""
+    options = {"kernel": kernel, "stride": 1 if overlap else None}
+    x, dy = machine.numbers(1, 1, 1, index.size), machine.numbers(1, *kernel, index.size)
+    expected = np.zeros(dy.shape)
+    expected[0, 0, 1, 0] = x[0, 0, 0, 0]
+    for device in machine.devices:
+        with cuda.on(device):
+            y, cache = ops.max_unpool2d(cuda.to_device(x), cuda.to_device(index.reshape(x.shape)), **options)
+            dx = ops.max_unpool2d_backward(cuda.to_device(dy), cache)
+            y, dx = cuda.to_host(y), cuda.to_host(dx)
+        np.testing.assert_array_equal(y, expected)
+        assert dx[0, 0, 0, 0] == dy[0, 0, 1, 0] and not dx[..., 1:].any()
 
 
 def test_nan_and_infinity(machine, stored):

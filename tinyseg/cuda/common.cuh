@@ -161,7 +161,7 @@ DEVICE Spot spot_of_thread(int width) {
 // ----------------------------------------------------------------------- several scalars in one memory operation
 
 template <int N, typename T = scalar>
-struct alignas(N * sizeof(T) % 16 == 0 ? 16 : N * sizeof(T) == 8 ? 8 : sizeof(T)) pack {
+struct alignas(N * sizeof(T) % 16 == 0 ? 16 : N * sizeof(T) == 8 ? 8 : N * sizeof(T) == 4 ? 4 : sizeof(T)) pack {
     T v[N];
 };
 

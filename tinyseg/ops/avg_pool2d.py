@@ -146,12 +146,13 @@ def _forward_cuda(x: Array, window: Window, rows: Array, columns: Array) -> Arra
 
 def _backward_cuda(dy: Array, shape: tuple[int, ...], window: Window, rows: Array, columns: Array) -> Array:
     dx = cuda.empty(shape, dy.dtype)
-    pooling.launch(_cuda, "avg_pool_backward", (cuda.contiguous(dy), *_tables(rows, columns)), window, (dx,))
+    pooling.launch_adjoint(_cuda, "avg_pool_backward", (cuda.contiguous(dy), *_tables(rows, columns)), window, dx)
     return dx
 
 
-def _tables(*tables: Array) -> list[Array]:
-    return [cuda.constant(table.astype(np.int32)) for table in tables]
+def _tables(*counts: Array) -> list[Array]:
+    """The reciprocals of what windows count, since a GPU divides slowly."""
+    return [cuda.constant(1 / count) for count in counts]
 
 
 # ------------------------------------------------------------------------------------------------------- public

@@ -2,15 +2,15 @@
 // Positions in windows are bytes, in `index`; windows of more than 256 cells have them in `wide_index` instead.
 
 typedef pack<WIDTH> channels_of_thread;
+typedef pack<WIDTH, int> positions_of_thread;
 
-struct Positions {
-    int v[WIDTH];
-};
-
-DEVICE Positions load_positions(const uint8 *index, const int *wide_index, int64 at) {
-    Positions where;
+DEVICE positions_of_thread load_positions(const uint8 *index, const int *wide_index, int64 at) {
+    if (!index)
+        return load<WIDTH>(wide_index + at);
+    pack<WIDTH, uint8> bytes = load<WIDTH>(index + at);
+    positions_of_thread where;
     for (int k = 0; k < WIDTH; ++k)
-        where.v[k] = index ? index[at + k] : wide_index[at + k];
+        where.v[k] = bytes.v[k];
     return where;
 }
 
@@ -20,27 +20,23 @@ KERNEL(256, 4) void max_pool_forward(const scalar *x, int pixels, int C, int wid
     Place here = place_of_thread(pixels, C, width, P, Q, WIDTH);
     if (!here.inside)
         return;
-    int h0 = here.row * down - top, w0 = here.column * right - left;
-    const scalar *image = x + int64(here.n) * H * W * C + here.c;
     channels_of_thread largest;
-    Positions where;
+    positions_of_thread where;
     bool first = true;
-    for (int r = max(0, -h0); r < min(R, H - h0); ++r)
-        for (int s = max(0, -w0); s < min(S, W - w0); ++s) {
-            channels_of_thread cell = load<WIDTH>(image + (int64(h0 + r) * W + w0 + s) * C);
-            for (int k = 0; k < WIDTH; ++k)
-                if (first || is_larger(cell.v[k], largest.v[k])) {
-                    largest.v[k] = cell.v[k];
-                    where.v[k] = r * S + s;
-                }
-            first = false;
-        }
+    visit_cells(here, here.row * down - top, here.column * right - left, C, H, W, R, S, [&](int tap, int64 at) {
+        channels_of_thread cell = load<WIDTH>(x + at);
+        for (int k = 0; k < WIDTH; ++k)
+            if (first || is_larger(cell.v[k], largest.v[k])) {
+                largest.v[k] = cell.v[k];
+                where.v[k] = tap;
+            }
+        first = false;
+    });
     store<WIDTH>(y + here.at, largest);
-    for (int k = 0; k < WIDTH; ++k)
-        if (index)
-            index[here.at + k] = uint8(where.v[k]);
-        else
-            wide_index[here.at + k] = where.v[k];
+    if (index)
+        store<WIDTH>(index + here.at, where);
+    else
+        store<WIDTH>(wide_index + here.at, where);
 }
 
 // A x: for each window, the cell that its position points to.
@@ -50,13 +46,13 @@ KERNEL(256, 4) void max_pool_pick(const scalar *x, const uint8 *index, const int
     Place here = place_of_thread(pixels, C, width, P, Q, WIDTH);
     if (!here.inside)
         return;
-    Positions where = load_positions(index, wide_index, here.at);
-    channels_of_thread picked;
-    for (int k = 0; k < WIDTH; ++k) {
-        int h = here.row * down - top + where.v[k] / S, w = here.column * right - left + where.v[k] % S;
-        bool inside = 0 <= h && h < H && 0 <= w && w < W && where.v[k] < R * S;
-        picked.v[k] = inside ? x[((int64(here.n) * H + h) * W + w) * C + here.c + k] : scalar(0);
-    }
+    positions_of_thread where = load_positions(index, wide_index, here.at);
+    channels_of_thread picked = {};
+    visit_cells(here, here.row * down - top, here.column * right - left, C, H, W, R, S, [&](int tap, int64 at) {
+        channels_of_thread cell = load<WIDTH>(x + at);
+        for (int k = 0; k < WIDTH; ++k)
+            picked.v[k] = where.v[k] == tap ? cell.v[k] : picked.v[k];
+    });
     store<WIDTH>(y + here.at, picked);
 }
 
@@ -68,16 +64,39 @@ KERNEL(256, 4) void max_pool_put(const scalar *y, const uint8 *index, const int 
     if (!here.inside)
         return;
     int i = here.row + top, j = here.column + left;
-    Range over_p = windows_of(i, R, down, P), over_q = windows_of(j, S, right, Q);
+    int last_p = last_window(i, down, P), last_q = last_window(j, right, Q);
     pack<WIDTH, real> total = {};
-    for (int p = over_p.first; p <= over_p.last; ++p)
-        for (int q = over_q.first; q <= over_q.last; ++q) {
+    for (int p = last_p; p >= 0 && i - p * down < R; --p)
+        for (int q = last_q; q >= 0 && j - q * right < S; --q) {
             int64 at = ((int64(here.n) * P + p) * Q + q) * C + here.c;
             int tap = (i - p * down) * S + j - q * right;
             channels_of_thread values = load<WIDTH>(y + at);
-            Positions where = load_positions(index, wide_index, at);
+            positions_of_thread where = load_positions(index, wide_index, at);
             for (int k = 0; k < WIDTH; ++k)
                 total.v[k] += where.v[k] == tap ? values.v[k] : scalar(0);
         }
     store<WIDTH>(x + here.at, total);
+}
+
+// The same where windows lie side by side: one thread, all cells of one window. The windows of this launch, cover_p
+// by cover_q, cover the image; cells of those beyond P and Q get zeros.
+KERNEL(256, 4) void max_pool_put_apart(const scalar *y, const uint8 *index, const int *wide_index, int cover_p,
+                                       int cover_q, int pixels, int C, int width, int H, int W, int P, int Q, int R,
+                                       int S, int down, int right, int top, int left, scalar *x) {
+    Place here = place_of_thread(pixels, C, width, cover_p, cover_q, WIDTH);
+    if (!here.inside)
+        return;
+    channels_of_thread values = {};
+    positions_of_thread where = {};
+    if (here.row < P && here.column < Q) {
+        int64 at = ((int64(here.n) * P + here.row) * Q + here.column) * C + here.c;
+        values = load<WIDTH>(y + at);
+        where = load_positions(index, wide_index, at);
+    }
+    visit_cells(here, here.row * down - top, here.column * right - left, C, H, W, R, S, [&](int tap, int64 at) {
+        channels_of_thread cell;
+        for (int k = 0; k < WIDTH; ++k)
+            cell.v[k] = where.v[k] == tap ? values.v[k] : scalar(0);
+        store<WIDTH>(x + at, cell);
+    });
 }

@@ -17,7 +17,8 @@ number, so that it stays visible. With `ceil_mode` the last window may hang over
 Backward. Given the index, pooling is linear: y = A x, where A picks one cell for each window. Its adjoint sends
 each window's number to the cell it came from. So the gradient of pooling is unpooling, dx = A^T dy, and the
 gradient of unpooling picks, dx = A dy. All of it is gathered: a cell asks the windows that cover it, at most
-ceil(R / stride) * ceil(S / stride) of them.
+ceil(R / stride) * ceil(S / stride) of them. Where that is one, because windows lie side by side, a GPU's thread
+answers all cells of its window at once.
 
 The index counts inside the window, not over the image: one byte where R * S <= 256 (int32 beyond that), against 8
 for the positions that PyTorch keeps. Where windows overlap, several may point to one cell. Here their values are
@@ -216,7 +217,7 @@ def _pick_cuda(x: Array, index: Array, window: Window) -> Array:
 def _put_cuda(y: Array, index: Array, window: Window) -> Array:
     x = cuda.empty((y.shape[0], *window.size, y.shape[3]), y.dtype)
     arrays = (cuda.contiguous(y), *_narrow_and_wide(cuda.contiguous(index)))
-    pooling.launch(_cuda, "max_pool_put", arrays, window, (x,))
+    pooling.launch_adjoint(_cuda, "max_pool_put", arrays, window, x)
     return x
 
 
@@ -313,14 +314,17 @@ def _checked_index(index: Array, x: Array, window: Window) -> Array:
         kind = getattr(index, "dtype", type(index).__name__)
         raise TypeError(f"max_unpool2d: index must be an array of integers, got {kind}")
     checks.shape("max_unpool2d", "index", index, x.shape, "that of x")
-    # On a GPU the numbers are not looked at, which would wait for it: one that is too large points to no cell.
-    if isinstance(index, np.ndarray) and (index.min() < 0 or index.max() >= R * S):
+    if not isinstance(index, np.ndarray):
+        # The numbers are not looked at, which would wait for the GPU: one that is too large points to no cell. So
+        # they do not become bytes, in which it would wrap, and perhaps point to one.
+        return index if index.dtype == np.uint8 else cuda.astype(index, np.int32)
+    if index.min() < 0 or index.max() >= R * S:
         raise ValueError(
             f"max_unpool2d: index must hold numbers from 0 to R * S - 1 = {R * S - 1}, got {index.min()} to "
             f"{index.max()}; pass the cache.index of max_pool2d with the same kernel, which counts inside each "
             "window and not over the whole image"
         )
-    return cuda.astype(index, _index_dtype(window.kernel))
+    return index.astype(_index_dtype(window.kernel), copy=False)
 
 
 def _pooled_size(out: tuple[int, int], kernel: Pair, stride: Pair | None, padding: PaddingLike) -> tuple[int, int]:

@@ -52,12 +52,37 @@ def cut(extended: Array, window: Window) -> Array:
     return extended[:, top : top + H, left : left + W]
 
 
-def launch(kernels: cuda.KernelFile, kernel: str, arrays: tuple, window: Window, results: tuple) -> None:
-    """Run a CUDA kernel: one thread for each pack of channels of each pixel of the first of the results."""
+def launch(
+    kernels: cuda.KernelFile,
+    kernel: str,
+    arrays: tuple,
+    window: Window,
+    results: tuple,
+    grid: tuple[int, int] | None = None,
+) -> None:
+    """Run a CUDA kernel: one thread for each pack of channels of each pixel of the first of the results.
+
+    With a grid, pixels are not the result's, but so many rows and columns in each image.
+    """
     N, height, width, C = results[0].shape
+    rows, columns = grid or (height, width)
     pack = cuda.pack_width(C)
-    pixels = N * height * width
+    pixels = N * rows * columns
     side, blocks = cuda.tile(pixels, C // pack)
-    (down, right), padding = window.stride, window.padding
-    numbers = (*window.size, *window.out, *window.kernel, down, right, padding.top, padding.left)
+    padding = window.padding
+    numbers = (*window.size, *window.out, *window.kernel, *window.stride, padding.top, padding.left)
     kernels.launch(kernel, *arrays, pixels, C, side, *numbers, *results, blocks=blocks, WIDTH=pack)
+
+
+def launch_adjoint(kernels: cuda.KernelFile, kernel: str, arrays: tuple, window: Window, image: Array) -> None:
+    """Run the CUDA kernel that brings the numbers of windows back to the cells of the image.
+
+    Where windows lie side by side, that is `kernel`_apart: a thread writes all cells of its window. It takes how
+    many windows cover the image, too: more than P and Q where pooling left the last cells out.
+    """
+    if window.stride != window.kernel:
+        launch(kernels, kernel, arrays, window, (image,))
+        return
+    (H, W), (R, S) = window.size, window.kernel
+    cover = -(-(window.padding.top + H) // R), -(-(window.padding.left + W) // S)
+    launch(kernels, f"{kernel}_apart", (*arrays, *cover), window, (image,), cover)
