@@ -29,8 +29,8 @@ DEVICE void split(float x, uint32 &large, uint32 &small) {
     small = *reinterpret_cast<uint32 *>(&left);
 }
 
-// 16 x 8 numbers of the left matrix from shared memory. Lane i hands in where row i % 16 has its first four numbers
-// (i < 16) or its last four; each four go as eight numbers of 2 bytes.
+// 16 x 8 numbers of the left matrix from shared memory. Lane i hands in where row i % 16 has its first four
+// numbers (i < 16) or its last four; each four go as eight numbers of 2 bytes.
 DEVICE Left load_left(const float *run) {
     uint32 words[4];
     load_matrices<false>(words, run);

@@ -128,6 +128,7 @@ KERNEL(256, 1) void weight_gradient(
     int height, int out_height, int tap_rows, int row_step, int row_origin, int row_spread,
     int width, int out_width, int tap_columns, int column_step, int column_origin, int column_spread) {
     SHARED Slices slices;
+    SHARED PixelsOfSlice<DEPTH> pixels;
     Axis vertical = {height, out_height, tap_rows, row_step, 1, row_origin, row_spread};
     Axis horizontal = {width, out_width, tap_columns, column_step, 1, column_origin, column_spread};
     Correlation block = correlation_of_block(vertical, horizontal, images, in_group, out_group, part_pixels);
@@ -138,11 +139,12 @@ KERNEL(256, 1) void weight_gradient(
     int left_row = threadIdx.x % SIDE_BY_SIDE * WIDTH, left_pixel = threadIdx.x / SIDE_BY_SIDE;
     int right_pixel = threadIdx.x / 16, right_column = threadIdx.x % 16 * 4;
     Counter tap = counter_at(block.first_row + left_row, tap_columns, in_group);  // tap row, tap column, channel
-    Counter left = pixel_at(block, block.first_pixel + left_pixel);
     // A warp has 16 rows of the tile. Of an image of three channels, 3 x 3 taps make 27 of its 128.
     bool warp_has_rows = block.first_row + threadIdx.x / 32 * 16 < block.rows;
     Sums sums = {};
-    for (int start = block.first_pixel; start < block.last_pixel; start += DEPTH) {
+    note_pixels(block, 0, pixels);
+    SYNC();
+    for (int slice = 0; block.first_pixel + slice * DEPTH < block.last_pixel; ++slice) {
         auto copy_left = [&](int pass, int64 offset, bool inside) {
             pack<WIDTH> values = {};
             if (inside)
@@ -155,8 +157,9 @@ KERNEL(256, 1) void weight_gradient(
                 values = load_part(dy + offset, block.first_channel + right_column, out_group);
             store<4>(&slices.right[right_pixel][right_column], values);
         };
-        fill_with_turned_patches<DEPTH / AT_ONCE, AT_ONCE>(block, tap, start + left_pixel, left, copy_left);
-        fill_with_upstream<1, DEPTH>(block, start + right_pixel, copy_right);
+        note_pixels(block, slice + 1, pixels);
+        fill_with_turned_patches<DEPTH / AT_ONCE, AT_ONCE>(block, pixels, slice, tap, left_pixel, copy_left);
+        fill_with_upstream<1, DEPTH>(block, block.first_pixel + slice * DEPTH + right_pixel, copy_right);
         SYNC();
         if (warp_has_rows)
             multiply(slices, sums);

@@ -84,10 +84,12 @@ DEVICE int row_of_lane() { return threadIdx.x / 64 * 64 + threadIdx.x % 32 / 4 +
 
 DEVICE int column_of_lane() { return threadIdx.x / 32 % 2 * 32 + threadIdx.x % 4 / 2 * 4; }
 
-// The sum of the products of all slices. copy_slice(number) starts the copies of one of them.
+// The sum of the products of all slices. copy_slice(number) starts the copies of one of them. What it needs from
+// other threads they may write to shared memory before all this, or in the call before.
 template <bool TURNED, typename CopySlice>
 DEVICE void multiply_slices(const scalar *slices, int count, CopySlice copy_slice, Fragments<4, 4> &sums) {
     for (int slice = 0; slice < STAGES - 1; ++slice) {
+        SYNC();
         if (slice < count)
             copy_slice(slice);
         close_copies();
@@ -121,7 +123,6 @@ KERNEL(128, 2) void gather_product(
         return;  // the whole block
     int count = (length_of_sum(gather) + DEPTH - 1) / DEPTH;
     pixel_of_row[threadIdx.x] = source_pixel(gather, threadIdx.x);
-    SYNC();
 
     // Of each left slice a thread copies the same run in eight rows, of each right slice the same run in four
     // rows.
@@ -175,6 +176,7 @@ KERNEL(128, 2) void weight_gradient(
     int height, int out_height, int tap_rows, int row_step, int row_origin, int row_spread,
     int width, int out_width, int tap_columns, int column_step, int column_origin, int column_spread) {
     DYNAMIC_SHARED(scalar, slices);
+    SHARED PixelsOfSlice<DEPTH> pixels;
     Axis vertical = {height, out_height, tap_rows, row_step, 1, row_origin, row_spread};
     Axis horizontal = {width, out_width, tap_columns, column_step, 1, column_origin, column_spread};
     Correlation block = correlation_of_block(vertical, horizontal, images, in_group, out_group, part_pixels);
@@ -187,13 +189,11 @@ KERNEL(128, 2) void weight_gradient(
     int left_pixel = threadIdx.x / LEFT_RUNS, left_run = threadIdx.x % LEFT_RUNS;
     int right_pixel = threadIdx.x / RIGHT_RUNS, right_run = threadIdx.x % RIGHT_RUNS;
     Counter tap = counter_at(block.first_row + RUN * left_run, tap_columns, in_group);  // tap row, column, channel
-    Counter left = pixel_at(block, block.first_pixel + left_pixel);
     int left_place = left_pixel * ROWS + moved(left_run, left_pixel) * RUN;
     int right_place = LEFT + right_pixel * COLUMNS + moved(right_run, right_pixel) * RUN;
     int right_column = block.first_channel + RUN * right_run;
     auto copy_slice = [&](int number) {
         scalar *slice = slices + number % STAGES * SLICE;
-        int first = block.first_pixel + number * DEPTH;
         auto copy_left = [&](int pass, int64 offset, bool inside) {
             copy_async<16>(slice + left_place + pass * LEFT_APART * ROWS, x + offset, inside);
         };
@@ -201,10 +201,12 @@ KERNEL(128, 2) void weight_gradient(
             copy_async<16>(slice + right_place + pass * RIGHT_APART * COLUMNS, dy + offset + right_column,
                            inside && right_column < out_group);
         };
-        fill_with_turned_patches<8, LEFT_APART>(block, tap, first + left_pixel, left, copy_left);
-        fill_with_upstream<4, RIGHT_APART>(block, first + right_pixel, copy_right);
+        note_pixels(block, number + 1, pixels);
+        fill_with_turned_patches<8, LEFT_APART>(block, pixels, number, tap, left_pixel, copy_left);
+        fill_with_upstream<4, RIGHT_APART>(block, block.first_pixel + number * DEPTH + right_pixel, copy_right);
     };
     Fragments<4, 4> sums = {};
+    note_pixels(block, 0, pixels);
     multiply_slices<true>(slices, count, copy_slice, sums);
 
 #pragma unroll

@@ -11,7 +11,29 @@ struct Pixel {
 };
 
 DEVICE bool is_inside(const Axis &vertical, const Axis &horizontal, int h, int v) {
-    return h >= 0 && h < vertical.source && v >= 0 && v < horizontal.source;
+    return uint32(h) < uint32(vertical.source) && uint32(v) < uint32(horizontal.source);  // below 0 is large
+}
+
+// Where the taps of a pixel `at` (image, row, column) of the output look from. One that does not exist looks from
+// outside of every image.
+DEVICE Pixel source_pixel(const Axis &vertical, const Axis &horizontal, const Counter &at, bool exists,
+                          int channels, int first_channel) {
+    int h = at.middle * vertical.step, v = at.low * horizontal.step;
+    int64 offset = (int64(at.high) * vertical.source + h) * horizontal.source + v;
+    return {offset * channels + first_channel, exists ? h : -(1 << 30), v};
+}
+
+// A thread's part of a left slice: the same tap and channel for each of its pixels.
+template <int passes, int apart, typename Copy>
+DEVICE void fill_with_pixels(const Axis &vertical, const Axis &horizontal, const Pixel *pixels, int row_offset,
+                             int column_offset, int channels, int channel, bool exists, Copy copy) {
+    int64 tap_offset = (int64(row_offset) * horizontal.source + column_offset) * channels + channel;
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+        Pixel pixel = pixels[pass * apart];
+        bool inside = is_inside(vertical, horizontal, pixel.h + row_offset, pixel.v + column_offset);
+        copy(pass, pixel.offset + tap_offset, inside && exists);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ gather_product
@@ -68,12 +90,8 @@ DEVICE void move_on(const Gather &gather, Counter &place, int by) {
 
 DEVICE Pixel source_pixel(const Gather &gather, int row) {
     int number = gather.first_pixel + row;
-    Counter at = counter_at(number, gather.height, gather.width);
-    int h = at.middle * gather.vertical.step, v = at.low * gather.horizontal.step;
-    int64 offset = (int64(at.high) * gather.vertical.source + h) * gather.horizontal.source + v;
-    if (number >= gather.pixels)
-        h = -(1 << 30);  // outside of every image
-    return {offset * gather.in_channels + gather.group * gather.in_group, h, v};
+    return source_pixel(gather.vertical, gather.horizontal, counter_at(number, gather.height, gather.width),
+                        number < gather.pixels, gather.in_channels, gather.group * gather.in_group);
 }
 
 // Of the group's first channel in out, for a row of the tile.
@@ -89,15 +107,9 @@ DEVICE int64 out_offset(const Gather &gather, int row) {
 template <int passes, int apart, typename Copy>
 DEVICE void fill_with_patches(const Gather &gather, const Pixel *pixel_of_row, int row, const Counter &place,
                               Copy copy) {
-    int row_offset = offset_of(gather.down, place.high), column_offset = offset_of(gather.across, place.middle);
-    int64 tap_offset = int64(row_offset) * gather.horizontal.source + column_offset;
-    tap_offset = tap_offset * gather.in_channels + place.low;
-#pragma unroll
-    for (int pass = 0; pass < passes; ++pass) {
-        Pixel pixel = pixel_of_row[row + pass * apart];
-        bool inside = is_inside(gather.vertical, gather.horizontal, pixel.h + row_offset, pixel.v + column_offset);
-        copy(pass, pixel.offset + tap_offset, inside && place.high < gather.down.count);
-    }
+    fill_with_pixels<passes, apart>(gather.vertical, gather.horizontal, pixel_of_row + row,
+                                    offset_of(gather.down, place.high), offset_of(gather.across, place.middle),
+                                    gather.in_channels, place.low, place.high < gather.down.count, copy);
 }
 
 // A thread's part of a right slice: rows of the weights, each a place in the sum. It moves on to the next slice.
@@ -139,33 +151,37 @@ DEVICE Correlation correlation_of_block(const Axis &vertical, const Axis &horizo
     return block;
 }
 
-DEVICE Counter pixel_at(const Correlation &block, int number) {
-    return counter_at(number, block.vertical.out, block.horizontal.out);
-}
-
 // Of the group's first channel in the partial sums, for a row of the tile.
 DEVICE int64 partial_offset(const Correlation &block, int row) {
     int64 number = int64(block.part) * block.rows + block.first_row + row;
     return number * block.out_channels + block.group * block.out_group;
 }
 
-// A thread's part of a left slice: the same tap and channel for each of its pixels, from number `first` on, which
-// `pixel` takes apart. It moves on to the next slice.
-template <int passes, int apart, typename Copy>
-DEVICE void fill_with_turned_patches(const Correlation &block, const Counter &tap, int first, Counter &pixel,
-                                     Copy copy) {
-    int row_offset = block.vertical.origin + tap.high * block.vertical.spread;
-    int column_offset = block.horizontal.origin + tap.middle * block.horizontal.spread;
-#pragma unroll
-    for (int pass = 0; pass < passes; ++pass) {
-        int h = pixel.middle * block.vertical.step + row_offset;
-        int v = pixel.low * block.horizontal.step + column_offset;
-        int64 offset = (int64(pixel.high) * block.vertical.source + h) * block.horizontal.source + v;
-        bool inside = is_inside(block.vertical, block.horizontal, h, v) && tap.high < block.vertical.taps;
-        copy(pass, offset * block.in_channels + block.group * block.in_group + tap.low,
-             inside && first + pass * apart < block.last_pixel);
-        advance(pixel, apart, block.vertical.out, block.horizontal.out);
-    }
+// The pixels of two slices, one with an even and one with an odd number: while threads copy from those of one, the
+// first `depth` of them note those of the next. So each is looked up once, and not by all that copy from it.
+template <int depth> struct PixelsOfSlice {
+    Pixel v[2][depth];
+};
+
+template <int depth> DEVICE void note_pixels(const Correlation &block, int slice, PixelsOfSlice<depth> &pixels) {
+    if (threadIdx.x >= depth)
+        return;
+    int number = block.first_pixel + slice * depth + threadIdx.x;
+    pixels.v[slice % 2][threadIdx.x] =
+        source_pixel(block.vertical, block.horizontal,
+                     counter_at(number, block.vertical.out, block.horizontal.out), number < block.last_pixel,
+                     block.in_channels, block.group * block.in_group);
+}
+
+// A thread's part of a left slice: the same tap and channel for each of its pixels, from number `first` of the
+// slice on.
+template <int passes, int apart, int depth, typename Copy>
+DEVICE void fill_with_turned_patches(const Correlation &block, const PixelsOfSlice<depth> &pixels, int slice,
+                                     const Counter &tap, int first, Copy copy) {
+    fill_with_pixels<passes, apart>(block.vertical, block.horizontal, pixels.v[slice % 2] + first,
+                                    block.vertical.origin + tap.high * block.vertical.spread,
+                                    block.horizontal.origin + tap.middle * block.horizontal.spread,
+                                    block.in_channels, tap.low, tap.high < block.vertical.taps, copy);
 }
 
 // A thread's part of a right slice: rows of dy, from pixel number `first` on.
