@@ -70,6 +70,27 @@ KERNEL(256, 2) void depthwise_product(
     }
 }
 
+// to[k * channels] = the sum of sums[k] over the rows of `width` threads, for k < `count`.
+DEVICE void add_up(const pack<WIDTH, real> *sums, real *exchange, int width, int count, real *to, int channels) {
+#pragma unroll
+    for (int k = 0; k < TAPS; ++k) {
+        store<WIDTH>(&exchange[threadIdx.x * WIDTH], sums[k]);
+        SYNC();
+        if (threadIdx.x < width && k < count) {
+            pack<WIDTH, real> total;
+#pragma unroll
+            for (int c = 0; c < WIDTH; ++c) {
+                double all = 0;
+                for (int other = threadIdx.x; other < 256; other += width)
+                    all += exchange[other * WIDTH + c];
+                total.v[c] = all;
+            }
+            store<WIDTH>(to + k * channels, total);
+        }
+        SYNC();
+    }
+}
+
 // partial[part, tap, o] = sum over the part's pixels (n, p, q) of x[n, h, v, o / copies] * dy[n, p, q, o]. `width`
 // threads, a power of 2, stand side by side along the channels; the 256 / width rows of threads take the part's
 // pixels in turn, and are added up at the end. Blocks along x: parts; along y: runs of channels; along z: taps.
@@ -106,21 +127,142 @@ KERNEL(256, 1) void depthwise_weight_gradient(
         }
         advance(at, rows, out_height, out_width);
     }
+    real *to = partial + (int64(blockIdx.x) * taps + first_tap) * channels + channel;
+    add_up(sums, exchange, width, channel < channels ? taps - first_tap : 0, to, channels);
+}
+
+// ------------------------------------------------------------------------------ kernels of 3 x 3 with stride 1
+// They are for as many output channels as source channels. A thread takes a strip, TALL output pixels below each
+// other, `row_spread` rows apart, which is the dilation: so a source row meets up to three of them, and is read
+// once for all. Rows fall into `row_spread` phases, or as many as there are rows; strip  run * phases + phase
+// starts at the output row  run * TALL * row_spread + phase.
+
+constexpr int TALL = 4;
+
+DEVICE int first_row_of(uint32 strip, int out_height, int row_spread) {
+    uint32 phases = min(row_spread, out_height), run = strip / phases;
+    return strip - run * phases + run * TALL * row_spread;
+}
+
+// WIDTH numbers as they are calculated with; zeros where `valid` is false, and then `from` is not read.
+DEVICE pack<WIDTH, real> load_or_zero(const scalar *from, bool valid) {
+    pack<WIDTH, real> values = {};
+    if (valid) {
+        pack<WIDTH> stored = load<WIDTH>(from);
 #pragma unroll
-    for (int k = 0; k < TAPS; ++k) {
-        store<WIDTH>(&exchange[threadIdx.x * WIDTH], sums[k]);
-        SYNC();
-        if (row == 0 && channel < channels && first_tap + k < taps) {
-            pack<WIDTH, real> total;
-#pragma unroll
-            for (int c = 0; c < WIDTH; ++c) {
-                double all = 0;
-                for (int other = 0; other < rows; ++other)
-                    all += exchange[(other * width + threadIdx.x) * WIDTH + c];
-                total.v[c] = all;
-            }
-            store<WIDTH>(partial + (int64(blockIdx.x) * taps + first_tap + k) * channels + channel, total);
-        }
-        SYNC();
+        for (int c = 0; c < WIDTH; ++c)
+            values.v[c] = stored.v[c];
     }
+    return values;
+}
+
+// The three columns of an image that meet an output column, read a row at a time. Outside of the image is 0.
+struct Columns {
+    const scalar *at;  // the first column in the next row
+    int row, height, row_spread, row_step, column_step;  // steps: elements from one row or column to the next
+    bool inside[3];
+
+    // image: at the thread's channel.
+    DEVICE Columns(const scalar *image, int row, int column, int height, int width, int channels, int row_spread,
+                   int column_spread)
+        : at(image + (int64(row) * width + column) * channels), row(row), height(height), row_spread(row_spread),
+          row_step(row_spread * width * channels), column_step(column_spread * channels) {
+#pragma unroll
+        for (int l = 0; l < 3; ++l)
+            inside[l] = uint32(column + l * column_spread) < uint32(width);
+    }
+
+    DEVICE void load_row(pack<WIDTH, real> *values) {
+#pragma unroll
+        for (int l = 0; l < 3; ++l)
+            values[l] = load_or_zero(at + l * column_step, uint32(row) < uint32(height) && inside[l]);
+        at += row_step;
+        row += row_spread;
+    }
+};
+
+// The same as depthwise_product. `turned`: the taps come in the opposite order, and the origins are the offsets of
+// the last one. Blocks along x: WIDTH channels of a column by each thread, channels fastest; along y: strips;
+// along z: images.
+KERNEL(256, 2) void depthwise_3x3(
+    const scalar *source, const real *weights, const real *bias, scalar *out, int channels, bool turned,
+    int source_height, int out_height, int row_origin, int row_spread,
+    int source_width, int out_width, int column_origin, int column_spread) {
+    uint32 number = thread_number(), packs = uint32(channels) / WIDTH, column = number / packs;
+    int channel = (number - column * packs) * WIDTH, row = first_row_of(blockIdx.y, out_height, row_spread);
+    if (column >= uint32(out_width))
+        return;
+    Columns columns(source + int64(blockIdx.z) * source_height * source_width * channels + channel,
+                    row + row_origin, column + column_origin, source_height, source_width, channels, row_spread,
+                    column_spread);
+    pack<WIDTH, real> w[9], sums[TALL] = {};
+    const real *tap = weights + (turned ? 8 * channels : 0) + channel;
+    int next_tap = turned ? -channels : channels;
+#pragma unroll
+    for (int t = 0; t < 9; ++t, tap += next_tap)
+        w[t] = load<WIDTH>(tap);
+#pragma unroll
+    for (int r = 0; r < TALL + 2; ++r) {
+        pack<WIDTH, real> values[3];
+        columns.load_row(values);
+#pragma unroll
+        for (int s = max(r - 2, 0); s <= min(r, TALL - 1); ++s)
+#pragma unroll
+            for (int l = 0; l < 3; ++l)
+#pragma unroll
+                for (int c = 0; c < WIDTH; ++c)
+                    sums[s].v[c] += values[l].v[c] * w[(r - s) * 3 + l].v[c];
+    }
+    pack<WIDTH, real> added = {};
+    if (bias)
+        added = load<WIDTH>(bias + channel);
+    scalar *to = out + ((int64(blockIdx.z) * out_height + row) * out_width + column) * channels + channel;
+    int next_row = row_spread * out_width * channels;
+#pragma unroll
+    for (int s = 0; s < TALL; ++s, to += next_row) {
+        if (row + s * row_spread >= out_height)
+            break;
+#pragma unroll
+        for (int c = 0; c < WIDTH; ++c)
+            sums[s].v[c] += added.v[c];
+        store<WIDTH>(to, sums[s]);
+    }
+}
+
+// The same as depthwise_weight_gradient, but parts are of strips, one in each column of each run and phase.
+// `strips`: of an image, below each other.
+KERNEL(256, 2) void depthwise_3x3_weight_gradient(
+    const scalar *x, const scalar *dy, real *partial, int images, int channels, int width, int strips,
+    int part_strips, int height, int out_height, int row_origin, int row_spread,
+    int image_width, int out_width, int column_origin, int column_spread) {
+    SHARED real exchange[256 * WIDTH];
+    int channel = (blockIdx.y * width + threadIdx.x % width) * WIDTH, threads = 256 / width;
+    int first = blockIdx.x * part_strips, last = min(first + part_strips, images * strips * out_width);
+    pack<WIDTH, real> sums[TAPS] = {};
+    for (int number = first + threadIdx.x / width; number < last && channel < channels; number += threads) {
+        uint32 line = uint32(number) / out_width, image = line / strips;
+        int column = number - line * out_width, row = first_row_of(line - image * strips, out_height, row_spread);
+        Columns columns(x + int64(image) * height * image_width * channels + channel, row + row_origin,
+                        column + column_origin, height, image_width, channels, row_spread, column_spread);
+        const scalar *from = dy + ((int64(image) * out_height + row) * out_width + column) * channels + channel;
+        pack<WIDTH, real> gradients[TALL];
+#pragma unroll
+        for (int r = 0; r < TALL + 2; ++r) {
+            if (r < TALL) {
+                gradients[r] = load_or_zero(from, row + r * row_spread < out_height);
+                from += row_spread * out_width * channels;
+            }
+            pack<WIDTH, real> values[3];
+            columns.load_row(values);
+#pragma unroll
+            for (int s = max(r - 2, 0); s <= min(r, TALL - 1); ++s)
+#pragma unroll
+                for (int l = 0; l < 3; ++l)
+#pragma unroll
+                    for (int c = 0; c < WIDTH; ++c)
+                        sums[(r - s) * 3 + l].v[c] += values[l].v[c] * gradients[s].v[c];
+        }
+    }
+    real *to = partial + int64(blockIdx.x) * 9 * channels + channel;
+    add_up(sums, exchange, width, channel < channels ? 9 : 0, to, channels);
 }
