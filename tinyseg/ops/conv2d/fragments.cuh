@@ -30,14 +30,14 @@ DEVICE void split(float x, uint32 &large, uint32 &small) {
 }
 
 // 16 x 8 numbers of the left matrix from shared memory. Lane i hands in where row i % 16 has its first four
-// numbers (i < 16) or its last four; each four go as eight numbers of 2 bytes.
-DEVICE Left load_left(const float *run) {
-    uint32 words[4];
-    load_matrices<false>(words, run);
+// numbers (i < 16) or its last four; each four go as eight numbers of 2 bytes. `rounded`: they have been, to TF32.
+template <bool rounded> DEVICE Left load_left(const float *run) {
     Left left;
+    load_matrices<false>(left.large, run);
 #pragma unroll
     for (int n = 0; n < 4; ++n)
-        split(*reinterpret_cast<float *>(&words[n]), left.large[n], left.small[n]);
+        if (!rounded)
+            split(*reinterpret_cast<float *>(&left.large[n]), left.large[n], left.small[n]);
     return left;
 }
 

@@ -13,6 +13,10 @@ constexpr int SIDE_BY_SIDE = COLUMNS / (8 * J);                      // warps al
 constexpr int WEIGHTS = TAPS * TAPS * DEPTH * COLUMNS;  // numbers
 constexpr int MOST_PIXELS = 400;                        // of a patch: 20 x 20
 
+// A warp reads each number of a patch nine times, for all taps. So numbers of float that are to be TF32 are
+// rounded where they are, by the threads that copied them. Of the weights it reads each once, and rounds it then.
+constexpr bool ROUNDED = sizeof(scalar) == 4 && TERMS == 1;
+
 // Against bank conflicts (see tensor_cores.cu), runs change places: run q of pixel number p of a patch is at
 // q ^ (p / 2 % 4). Run q of the weights of channel c is at
 DEVICE int moved(int q, int c) {
@@ -41,7 +45,7 @@ DEVICE void multiply(const float *patch, int patch_width, int first, const float
 #pragma unroll
         for (int i = 0; i < I; ++i) {
             int p = first + i * patch_width + lane % 16, run = k / 4 + lane / 16;
-            Left a = load_left(patch + p * DEPTH + (run ^ p / 2 % 4) * 4);
+            Left a = load_left<ROUNDED>(patch + p * DEPTH + (run ^ p / 2 % 4) * 4);
             multiply_pieces(to.v[i], a, b);
         }
     }
@@ -69,6 +73,18 @@ DEVICE void multiply(const bfloat16 *patch, int patch_width, int first, const bf
             for (int j = 0; j < J; ++j)
                 mma_bfloat16(sums.v[i][j], a, b[j / 2] + j % 2 * 2);
         }
+    }
+}
+
+// What the thread has copied of a patch.
+DEVICE void round_own(float *patch, int pixels) {
+    for (int i = threadIdx.x; i < 4 * pixels; i += THREADS) {
+        pack<4, float> run = load<4>(patch + 4 * i);
+        pack<4, uint32> rounded;
+#pragma unroll
+        for (int n = 0; n < 4; ++n)
+            rounded.v[n] = to_tf32(run.v[n]);
+        store<4>(reinterpret_cast<uint32 *>(patch + 4 * i), rounded);
     }
 }
 
@@ -104,10 +120,9 @@ KERNEL(256, 1) void halo_product(
     auto copy_channels = [&](int first_c) {
         scalar *patch = stages + first_c / DEPTH % 2 * stage_size, *tap_weights = patch + patch_pixels * DEPTH;
         for (int i = threadIdx.x; i < 4 * patch_pixels; i += THREADS) {
-            int p = i / 4, run = i % 4;
-            int c = first_c + RUN * run;
+            int p = i / 4, c = first_c + RUN * (i % 4 ^ p / 2 % 4);
             const scalar *from = source + int64(place[p]) * in_channels + group * in_group + c;
-            copy_async<16>(patch + p * DEPTH + (run ^ p / 2 % 4) * RUN, from, place[p] >= 0 && c < in_group);
+            copy_async<16>(patch + i * RUN, from, place[p] >= 0 && c < in_group);
         }
         for (int i = threadIdx.x; i < WEIGHTS / RUN; i += THREADS) {
             int row = i / (COLUMNS / RUN), run = i % (COLUMNS / RUN), c = first_c + row % DEPTH;
@@ -128,8 +143,10 @@ KERNEL(256, 1) void halo_product(
             copy_channels(first_c + DEPTH);
         close_copies();
         wait_copies<1>();
+        scalar *patch = stages + first_c / DEPTH % 2 * stage_size;
+        if (ROUNDED)
+            round_own(reinterpret_cast<float *>(patch), patch_pixels);
         SYNC();
-        const scalar *patch = stages + first_c / DEPTH % 2 * stage_size;
         const scalar *tap_weights = patch + patch_pixels * DEPTH;
 #pragma unroll 1
         for (int tap = 0; tap < TAPS * TAPS; ++tap) {

@@ -44,7 +44,7 @@ template <bool TURNED> DEVICE void multiply(const float *left, const float *righ
                 }
             } else {
                 int row = 16 * i + lane % 16, run = k / 4 + lane / 16;
-                a = load_left(left + row * DEPTH + (run ^ row % 8) * 4);
+                a = load_left<false>(left + row * DEPTH + (run ^ row % 8) * 4);
             }
             multiply_pieces(to.v[i], a, b);
         }
