@@ -182,15 +182,17 @@ struct Columns {
 };
 
 // The same as depthwise_product. `turned`: the taps come in the opposite order, and the origins are the offsets of
-// the last one. Blocks along x: WIDTH channels of a column by each thread, channels fastest; along y: strips;
-// along z: images.
+// the last one. `width` threads, a power of 2, stand side by side along the channels, and the 256 / width rows of
+// threads along the columns: neighbours read the same source columns. Blocks along x: columns, with the `runs` of
+// channels fastest; along y: strips; along z: images.
 KERNEL(256, 2) void depthwise_3x3(
-    const scalar *source, const real *weights, const real *bias, scalar *out, int channels, bool turned,
-    int source_height, int out_height, int row_origin, int row_spread,
+    const scalar *source, const real *weights, const real *bias, scalar *out, int channels, int width, int runs,
+    bool turned, int source_height, int out_height, int row_origin, int row_spread,
     int source_width, int out_width, int column_origin, int column_spread) {
-    uint32 number = thread_number(), packs = uint32(channels) / WIDTH, column = number / packs;
-    int channel = (number - column * packs) * WIDTH, row = first_row_of(blockIdx.y, out_height, row_spread);
-    if (column >= uint32(out_width))
+    uint32 block = blockIdx.x / runs, number = block * 256 + threadIdx.x;
+    int column = number / width, channel = ((blockIdx.x - block * runs) * width + number % width) * WIDTH;
+    int row = first_row_of(blockIdx.y, out_height, row_spread);
+    if (column >= out_width || channel >= channels)
         return;
     Columns columns(source + int64(blockIdx.z) * source_height * source_width * channels + channel,
                     row + row_origin, column + column_origin, source_height, source_width, channels, row_spread,

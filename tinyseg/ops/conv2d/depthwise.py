@@ -91,17 +91,19 @@ def _product(
     bias = None if b is None else cuda.contiguous(b)
     images, (rows, columns) = len(source), axes
     out = cuda.empty((images, rows.out, columns.out, channels), source.dtype)
-    width = _width(source.dtype, channels, copies * terms)
-    runs = channels // width
+    per_thread = _width(source.dtype, channels, copies * terms)
+    packs = channels // per_thread
     if copies == terms == 1 and _is_3x3(axes, images, channels):
-        arguments = (source, w, bias, out, channels, rows.spread < 0, *_ends(axes))
-        blocks = (-(-columns.out * runs // 256), _strips(rows), images)
-        _cuda.launch("depthwise_3x3", *arguments, blocks=blocks, WIDTH=width)
+        width = min(cuda.lanes(packs), 128 // (per_thread * source.itemsize))  # 128 bytes, a line of the cache
+        runs = -(-packs // width)
+        arguments = (source, w, bias, out, channels, width, runs, rows.spread < 0, *_ends(axes))
+        blocks = (-(-columns.out * width // 256) * runs, _strips(rows), images)
+        _cuda.launch("depthwise_3x3", *arguments, blocks=blocks, WIDTH=per_thread)
     else:
         strips = gather.pixel_count(images, rows.longest, -(-columns.longest // STRIP))
         arguments = (source, w, bias, out, images, channels, copies, terms, *rows, *columns)
-        blocks = (-(-strips * runs // 256), rows.phases * columns.phases)
-        _cuda.launch("depthwise_product", *arguments, blocks=blocks, WIDTH=width)
+        blocks = (-(-strips * packs // 256), rows.phases * columns.phases)
+        _cuda.launch("depthwise_product", *arguments, blocks=blocks, WIDTH=per_thread)
     return out
 
 
