@@ -117,6 +117,9 @@ KERNEL(256, 1) void halo_product(
     }
     SYNC();
 
+    // The thread copies the same run of weights for every tap, or for every fourth one.
+    constexpr int TAP_RUNS = DEPTH * COLUMNS / RUN, TAPS_AT_ONCE = THREADS / TAP_RUNS;
+    int64 tap_size = int64(in_group) * out_channels;
     auto copy_channels = [&](int first_c) {
         scalar *patch = stages + first_c / DEPTH % 2 * stage_size, *tap_weights = patch + patch_pixels * DEPTH;
         for (int i = threadIdx.x; i < 4 * patch_pixels; i += THREADS) {
@@ -124,12 +127,14 @@ KERNEL(256, 1) void halo_product(
             const scalar *from = source + int64(place[p]) * in_channels + group * in_group + c;
             copy_async<16>(patch + i * RUN, from, place[p] >= 0 && c < in_group);
         }
-        for (int i = threadIdx.x; i < WEIGHTS / RUN; i += THREADS) {
-            int row = i / (COLUMNS / RUN), run = i % (COLUMNS / RUN), c = first_c + row % DEPTH;
-            int column = first_channel + RUN * run;
-            int64 offset = (int64(row / DEPTH) * in_group + c) * out_channels + group * out_group + column;
-            bool inside = c < in_group && column < out_group;
-            copy_async<16>(tap_weights + row * COLUMNS + RUN * moved(run, row), weights + offset, inside);
+        int tap = threadIdx.x / TAP_RUNS, i = threadIdx.x % TAP_RUNS, row = i / (COLUMNS / RUN);
+        int c = first_c + row, column = first_channel + RUN * moved(i % (COLUMNS / RUN), row);
+        bool inside = c < in_group && column < out_group;
+        int64 offset = int64(c) * out_channels + group * out_group + column + tap * tap_size;
+#pragma unroll
+        for (; tap < TAPS * TAPS; tap += TAPS_AT_ONCE) {
+            copy_async<16>(tap_weights + (tap * TAP_RUNS + i) * RUN, weights + offset, inside);
+            offset += TAPS_AT_ONCE * tap_size;
         }
     };
 
