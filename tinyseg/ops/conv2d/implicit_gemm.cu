@@ -139,10 +139,11 @@ KERNEL(256, 1) void weight_gradient(
     int left_row = threadIdx.x % SIDE_BY_SIDE * WIDTH, left_pixel = threadIdx.x / SIDE_BY_SIDE;
     int right_pixel = threadIdx.x / 16, right_column = threadIdx.x % 16 * 4;
     Counter tap = counter_at(block.first_row + left_row, tap_columns, in_group);  // tap row, tap column, channel
+    Counter noted = first_to_note(block);
     // A warp has 16 rows of the tile. Of an image of three channels, 3 x 3 taps make 27 of its 128.
     bool warp_has_rows = block.first_row + threadIdx.x / 32 * 16 < block.rows;
     Sums sums = {};
-    note_pixels(block, 0, pixels);
+    note_pixels(block, 0, noted, pixels);
     SYNC();
     for (int slice = 0; block.first_pixel + slice * DEPTH < block.last_pixel; ++slice) {
         auto copy_left = [&](int pass, int64 offset, bool inside) {
@@ -157,7 +158,7 @@ KERNEL(256, 1) void weight_gradient(
                 values = load_part(dy + offset, block.first_channel + right_column, out_group);
             store<4>(&slices.right[right_pixel][right_column], values);
         };
-        note_pixels(block, slice + 1, pixels);
+        note_pixels(block, slice + 1, noted, pixels);
         fill_with_turned_patches<DEPTH / AT_ONCE, AT_ONCE>(block, pixels, slice, tap, left_pixel, copy_left);
         fill_with_upstream<1, DEPTH>(block, block.first_pixel + slice * DEPTH + right_pixel, copy_right);
         SYNC();

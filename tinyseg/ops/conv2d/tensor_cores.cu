@@ -8,7 +8,7 @@
 // next two are on their way, without passing through registers.
 
 constexpr int STAGES = 3, THREADS = 128;
-constexpr int RUN = 16 / sizeof(scalar), DEPTH = 8 * RUN;  // numbers that one copy brings; of a slice along the sum
+constexpr int RUN = 16 / sizeof(scalar), DEPTH = 8 * RUN;  // numbers of one copy; of a slice along the sum
 constexpr int LEFT = ROWS * DEPTH, SLICE = LEFT + DEPTH * COLUMNS;  // numbers
 
 // Memory comes in 32 banks of 4 bytes, and 32 lanes are served at once if their banks differ. So runs change
@@ -189,6 +189,7 @@ KERNEL(128, 2) void weight_gradient(
     int left_pixel = threadIdx.x / LEFT_RUNS, left_run = threadIdx.x % LEFT_RUNS;
     int right_pixel = threadIdx.x / RIGHT_RUNS, right_run = threadIdx.x % RIGHT_RUNS;
     Counter tap = counter_at(block.first_row + RUN * left_run, tap_columns, in_group);  // tap row, column, channel
+    Counter noted = first_to_note(block);
     int left_place = left_pixel * ROWS + moved(left_run, left_pixel) * RUN;
     int right_place = LEFT + right_pixel * COLUMNS + moved(right_run, right_pixel) * RUN;
     int right_column = block.first_channel + RUN * right_run;
@@ -201,12 +202,12 @@ KERNEL(128, 2) void weight_gradient(
             copy_async<16>(slice + right_place + pass * RIGHT_APART * COLUMNS, dy + offset + right_column,
                            inside && right_column < out_group);
         };
-        note_pixels(block, number + 1, pixels);
+        note_pixels(block, number + 1, noted, pixels);
         fill_with_turned_patches<8, LEFT_APART>(block, pixels, number, tap, left_pixel, copy_left);
         fill_with_upstream<4, RIGHT_APART>(block, block.first_pixel + number * DEPTH + right_pixel, copy_right);
     };
     Fragments<4, 4> sums = {};
-    note_pixels(block, 0, pixels);
+    note_pixels(block, 0, noted, pixels);
     multiply_slices<true>(slices, count, copy_slice, sums);
 
 #pragma unroll

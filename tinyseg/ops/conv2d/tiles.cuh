@@ -163,14 +163,20 @@ template <int depth> struct PixelsOfSlice {
     Pixel v[2][depth];
 };
 
-template <int depth> DEVICE void note_pixels(const Correlation &block, int slice, PixelsOfSlice<depth> &pixels) {
+DEVICE Counter first_to_note(const Correlation &block) {
+    return counter_at(block.first_pixel + threadIdx.x, block.vertical.out, block.horizontal.out);
+}
+
+// `at` is the thread's pixel of this slice. It moves on to that of the next one.
+template <int depth>
+DEVICE void note_pixels(const Correlation &block, int slice, Counter &at, PixelsOfSlice<depth> &pixels) {
     if (threadIdx.x >= depth)
         return;
     int number = block.first_pixel + slice * depth + threadIdx.x;
     pixels.v[slice % 2][threadIdx.x] =
-        source_pixel(block.vertical, block.horizontal,
-                     counter_at(number, block.vertical.out, block.horizontal.out), number < block.last_pixel,
-                     block.in_channels, block.group * block.in_group);
+        source_pixel(block.vertical, block.horizontal, at, number < block.last_pixel, block.in_channels,
+                     block.group * block.in_group);
+    advance(at, depth, block.vertical.out, block.horizontal.out);
 }
 
 // A thread's part of a left slice: the same tap and channel for each of its pixels, from number `first` of the
