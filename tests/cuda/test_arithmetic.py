@@ -62,6 +62,6 @@ def test_sums_over_the_middle(machine, stored, sets, length, channels):
 
 
 def test_chunks_cover_a_long_column():
-    assert sums.split(1, 2**20, 64) == (64, 1, 512)
-    assert sums.split(8, 2**16, 64)[2] == 64
+    assert sums.split(1, 2**20, 64) == (64, 1, sums.BLOCKS)
+    assert sums.split(8, 2**16, 64)[2] == sums.BLOCKS // 8
     assert sums.split(1, 3, 64)[2] == 1
