@@ -70,7 +70,7 @@ def _convolve_cuda(x: Array, taps: Array) -> Array:
     along = separable.table(target[inside], source[inside], taps[tap[inside]].astype(np.float64), length)
     one = np.zeros(1, int)
     nothing = separable.table(one, one, np.ones(1), 1)
-    y = separable.forward(cuda.reshape(x, (outer, length, 1, inner)), along, nothing)[0]
+    y = separable.forward(x.reshape(outer, length, 1, inner), along, nothing)[0]
     return y.reshape(x.shape)
 
 
@@ -128,7 +128,7 @@ class SeparableFilter(Filter):
     def _convolve(self, x: Array, along_x: Array, along_y: Array) -> Array:
         height, width = self.size
         x = cuda.contiguous(x) if cuda.on_gpu(x) else np.ascontiguousarray(x)
-        rows = _convolve(cuda.reshape(x, (height, width, -1)), along_x)
+        rows = _convolve(x.reshape(height, width, -1), along_x)
         return _convolve(rows.reshape(1, height, -1), along_y).reshape(x.shape)
 
 

@@ -83,14 +83,14 @@ def _counts_cuda(labels: Array, classes: int, ignored: tuple[bool, int]) -> Arra
 
 
 def _present_cuda(labels: Array, classes: int, ignore_label: int | None) -> Array:
-    counts = _counts_cuda(_int64(labels), classes, _ignored(ignore_label))
+    counts = _counts_cuda(cuda.contiguous(labels, np.int64), classes, _ignored(ignore_label))
     present = cuda.empty(counts.shape, np.dtype(np.bool_))
     _cuda.launch("are_present", counts, counts.size, present, threads=counts.size)
     return present
 
 
 def _image_weights_cuda(labels: Array, classes: int, ignore_label: int | None) -> Array:
-    labels, ignored = _int64(labels), _ignored(ignore_label)
+    labels, ignored = cuda.contiguous(labels, np.int64), _ignored(ignore_label)
     counts = _counts_cuda(labels, classes, ignored)
     of_classes, weights = (cuda.empty(shape, counts.dtype) for shape in (counts.shape, labels.shape))
     N = len(labels)
@@ -101,14 +101,10 @@ def _image_weights_cuda(labels: Array, classes: int, ignore_label: int | None) -
 
 
 def _labels_above_cuda(scores: Array, threshold: float, labels: Array, other: int) -> Array:
-    scores, labels = cuda.contiguous(scores), _int64(labels)
+    scores, labels = cuda.contiguous(scores), cuda.contiguous(labels, np.int64)
     above = cuda.empty(labels.shape, labels.dtype)
     _cuda.launch("labels_above", scores, threshold, labels, other, labels.size, above, threads=labels.size)
     return above
-
-
-def _int64(labels: Array) -> Array:
-    return cuda.contiguous(labels, np.int64)
 
 
 def _ignored(ignore_label: int | None) -> tuple[bool, int]:
