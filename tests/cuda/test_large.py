@@ -170,6 +170,7 @@ CASES = {
     "mul": Case(partial(multiply, by=lambda x: x)),
     "mul with one pixel": Case(partial(multiply, by=lambda x: x[0, 0, 0])),
     "cast": Case(operator("cast", dtype="float32"), arrays=6),
+    "channels backwards": Case(lambda x: (cuda.contiguous(x[..., ::-1]),)),
     "softmax": Case(operator("softmax"), 21),
     "log_softmax": Case(operator("log_softmax")),
     "batch_norm with constants": Case(normalise_with_constants, parameters=((8,),) * 4),
